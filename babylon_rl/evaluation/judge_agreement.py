@@ -20,6 +20,7 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.gate import NOTHING
 from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
+from babylon_rl.judge.consensus import spearman
 from babylon_rl.judge.hindsight import sync_hindsight
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.headlines import TRAINING
@@ -166,9 +167,9 @@ def agreement(
         # Realized dollars are the baseline: a judge without insight reaches their correlation.
         money = [realized_usd[group.window][agent] for agent in agents]
         flat += max(scores) - min(scores) < _SAME
-        of_scores.append(rank_correlation(scores, skill))
-        of_outcomes.append(rank_correlation(scores, money))
-        of_money.append(rank_correlation(money, skill))
+        of_scores.append(spearman(scores, skill) or 0.0)
+        of_outcomes.append(spearman(scores, money) or 0.0)
+        of_money.append(spearman(money, skill) or 0.0)
     first = groups[0]
     return JudgeAgreement(
         judge=first.judge,
@@ -187,15 +188,6 @@ def agreement(
         rows=_rows(groups, realized_usd, players),
         measured_at=now,
     )
-
-
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation; equal values share their mean rank. 0 where one of the two does not vary."""
-    from scipy.stats import rankdata
-
-    if len(first) < 2 or np.ptp(first) < _SAME or np.ptp(second) < _SAME:
-        return 0.0
-    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
 
 
 def _rows(groups: Sequence[GroupScores], realized_usd: Mapping[str, Mapping[str, float]], players: Sequence[Skill]) -> list[dict[str, Any]]:

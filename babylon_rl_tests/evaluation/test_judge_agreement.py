@@ -14,11 +14,10 @@ from babylon_rl.evaluation.judge_agreement import (
     calibration_name,
     calibration_windows,
     measure,
-    rank_correlation,
     skills,
 )
 from babylon_rl.evaluation.statistics.intervals import mean_interval
-from babylon_rl.judge.consensus import group_scores
+from babylon_rl.judge.consensus import group_scores, spearman
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_report import judge_agreements, write_judge_agreement
@@ -47,8 +46,8 @@ def test_ranks_are_correlated_as_scipy_does_with_ties():
     rng = np.random.default_rng(0)
     for _ in range(50):
         one, other = rng.integers(0, 5, 8).astype(float), rng.normal(size=8)
-        assert rank_correlation(list(one), list(other)) == pytest.approx(spearmanr(one, other).statistic)
-    assert rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) == rank_correlation([1.0], [2.0]) == 0.0
+        assert spearman(list(one), list(other)) == pytest.approx(spearmanr(one, other).statistic)
+    assert spearman([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is spearman([1.0], [2.0]) is None
 
 
 def test_a_judge_that_knows_skill_one_that_knows_nothing_and_one_that_has_it_backwards():
@@ -60,7 +59,7 @@ def test_a_judge_that_knows_skill_one_that_knows_nothing_and_one_that_has_it_bac
     assert tuple(nothing.expected) == (0.0, 0.0, 0.0) and nothing.without_spread == 2
     backwards = compared([group("h1", wrong), group("h2", right), group("h3", wrong)])
     assert backwards.expected[0] == pytest.approx(-1 / 3) and -2 <= backwards.expected[1] <= backwards.expected[2] <= 2
-    money = rank_correlation([MONEY[agent] for agent in AGENTS], [skill.expected_usd for skill in KNOWN])
+    money = spearman([MONEY[agent] for agent in AGENTS], [skill.expected_usd for skill in KNOWN])
     assert knows.money[0] == pytest.approx(money) and knows.over_money[0] == pytest.approx(1.0 - money)
     assert knows.realized[0] == pytest.approx(money)
     best = knows.rows[0]

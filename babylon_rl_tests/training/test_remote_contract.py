@@ -4,8 +4,6 @@ Needs neither a database nor torch, so that the same file runs under Python 3.12
 """
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from babylon_rl.training.backends.openpipe_art import (
     sent_groups,
 )
 from babylon_rl.training.backends.protocol import TrainSequence
-from babylon_rl.training.backends.serverless.service import Refused, ServerlessService, Unknown, art_scratch, serverless_art
+from babylon_rl.training.backends.serverless.service import Refused, ServerlessService, Unknown, serverless_art
 from babylon_rl_tests.training.serverless_stand_in import Service, StandIn, read_payload, standing_in
 from babylon_rl_tests.training.serverless_stand_in.base import base_tokenizer, write_base
 
@@ -281,34 +279,3 @@ def test_models_still_answer_in_a_process_that_has_loaded_art() -> None:
         LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
     )
     assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 8)
-
-
-MAKE_AND_DIE = """
-import os, signal, sys
-from pathlib import Path
-from babylon_rl.training.backends.serverless.service import art_scratch
-scratch = art_scratch(Path(sys.argv[1]))
-(scratch.__enter__() / "left").write_text("behind")
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def art_directories(home):
-    return list((home / "tmp").glob("art-*"))
-
-
-def test_a_directory_is_gone_when_it_is_closed_and_others_stay(tmp_path):
-    with art_scratch(tmp_path) as one:
-        with art_scratch(tmp_path) as other:
-            (other / "model").mkdir()
-            assert sorted(art_directories(tmp_path)) == sorted([one, other])
-        assert art_directories(tmp_path) == [one]
-    assert art_directories(tmp_path) == []
-
-
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
-    subprocess.run([sys.executable, "-c", MAKE_AND_DIE, str(tmp_path)], check=False)
-    (left,) = art_directories(tmp_path)
-    assert (left / "left").is_file()
-    with art_scratch(tmp_path) as scratch:
-        assert art_directories(tmp_path) == [scratch]

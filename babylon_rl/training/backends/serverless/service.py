@@ -1,19 +1,15 @@
 """Client of the serverless service: a model, its steps, posts and their events.
 
 ART's train() builds the request, so that its versions may differ, and is stopped at the answer to the post. Its own polling has no time
-limit, fails on events out of order and does not expose the job's id. ART writes into a scratch directory below BABYLON_RL_HOME/tmp, locked
-by its process: a killed process leaves it behind but loses the lock, and the next process that makes one removes it.
+limit, fails on events out of order and does not expose the job's id. ART writes into a scratch directory below BABYLON_RL_HOME/tmp; what a
+killed process leaves there is removed by `babylon-rl cleanup`.
 """
 
 import asyncio
-import fcntl
-import os
-import shutil
-import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self, TypeVar
 
 from babylon_rl.errors import TrainingError, TrainingPaused, first_line
@@ -24,8 +20,6 @@ from babylon_rl.services import WANDB
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.openpipe_art import Installed, JobEvent, installed, load_art
 
-PREFIX = "art-"
-_GATE = ".art.lock"  # held while directories are made and removed, so that none goes between its making and its locking
 READ_TIMEOUT_S = 60.0
 POST_TIMEOUT_S = 600.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 15.0
@@ -33,43 +27,6 @@ SHORTEST_KEY = 4  # a shorter key is not replaced in messages, as it may stand i
 UNREADABLE = (ValueError, TypeError, AttributeError, AssertionError)  # what ART's client raises for an answer of another shape
 
 Answer = TypeVar("Answer")
-
-
-@contextmanager
-def art_scratch(home: Path) -> Iterator[Path]:
-    """An empty directory, the caller's until it leaves the context."""
-    root = home / "tmp"
-    root.mkdir(parents=True, exist_ok=True)
-    gate = os.open(root / _GATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        for left in root.glob(f"{PREFIX}*"):
-            _remove_if_nobodys(left)
-        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
-        lock = os.open(path, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    finally:
-        os.close(gate)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
-
-
-def _remove_if_nobodys(directory: Path) -> None:
-    try:
-        lock = os.open(directory, os.O_RDONLY)
-    except FileNotFoundError:
-        return  # it was closed just now
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    else:
-        shutil.rmtree(directory, ignore_errors=True)
-    finally:
-        os.close(lock)
 
 
 class Refused(Exception):
@@ -111,11 +68,13 @@ class ServerlessService:
         self._client.timeout, self._client.max_retries = READ_TIMEOUT_S, 0  # _asked tries again, with a sign of life in between
         self.installed = serverless_art()
         async with AsyncExitStack() as stack:
-            scratch = stack.enter_context(art_scratch(self._settings.home))
+            temporary = self._settings.home / "tmp"
+            temporary.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(TemporaryDirectory(prefix="art-", dir=temporary, ignore_cleanup_errors=True))
             stack.push_async_callback(self._backend.close)
             self._model: Any = art.TrainableModel(
                 **self.installed.model_arguments(self._settings.art_model_name), project=self._settings.wandb_project,
-                entity=self._settings.wandb_entity, base_model=self._base_model, base_path=str(scratch),
+                entity=self._settings.wandb_entity, base_model=self._base_model, base_path=scratch,
             )  # fmt: skip
             # A model that is there is returned, so this may be asked again.
             await self._asked("register the model", lambda: self._model.register(self._backend))
