@@ -116,6 +116,7 @@ def version_source(model: Model, role: str, settings: Settings) -> ModelSource |
     absent_for = f"{model.version} could not be played here:"
     if model.foreign:
         return f"{absent_for} another producer made it."
+    # A dry checkpoint has no weights that could play.
     if DRY_BASE_MODEL in (model.base_model, settings.local_base_model):
         return f"{absent_for} a dry run makes checkpoints without a model."
     try:
@@ -210,6 +211,7 @@ def model_clients(
             return stack.enter_context(serving(settings, adapters))
 
         def client(name: str) -> ChatClient:
+            # One thread starts the server; the others wait for it.
             with starting:
                 if name not in clients:
                     at = by_name[name].service or ModelAddress(address(), name)
@@ -251,6 +253,7 @@ def gate_rows(
     for source in sources:
         say(f"{source.name}: {len(stored[source.name])} of {len(snapshots)} markets are known")
     by_name = {source.name: source for source in sources}
+    # No server is started when everything is stored.
     playing = [source for source in sources if missing[source.name]]
 
     def tell(source: ModelSource) -> None:
@@ -401,6 +404,7 @@ class _Players:
 
 def _compare(players: _Players, snapshots: Sequence[Snapshot], rows: Rows) -> Comparison:
     scripts = script_rows(snapshots)
+    # Strategies alone still show how the markets are.
     if not players.sources:
         return compare(scripts, None, None, players.notes, game=players.game)
     results = rows(sources=players.sources, snapshots=snapshots)
@@ -478,6 +482,7 @@ def record_release(connection: Connection, batch_id: str, now: datetime) -> Benc
     report = read_report(connection, batch_id)
     if report is None:
         raise UsageError(f"{batch_id} has no benchmark report: materialize benchmark_report for it first.")
+    # A version that was not compared keeps the figures it has.
     row = next((row for row in report.rows if row["model"] == report.version), {})
     decided = {
         "decision": report.decision, "reason": report.reason, "reference": report.reference, "markets": report.markets,

@@ -142,6 +142,7 @@ def sound_results(files: Iterable[Path]) -> tuple[list[Result], list[LeftOut]]:
         # A run that ended early has a P&L of another length.
         if not result.complete:
             faults.append(f"It ended at tick {result.ticks_processed} of {result.ticks}: {result.stopped or 'left early'}")
+        # Only the first attempt meets a market unseen.
         if result.repeat > 0 and result.identity == external_identity(result.agent_id, result.mandate):
             faults.append(f"It is attempt {result.repeat + 1} of an outside agent, which may know the market from the first.")
         if faults:
@@ -179,6 +180,7 @@ def compare_results(results: Sequence[Result], left_out: Sequence[LeftOut] = (),
     if reference is not None and reference not in of_agent:
         raise UsageError(" ".join([f"There is no result of {reference!r}; there are results of {', '.join(of_agent)}.", *notes]))
     names = list(of_agent)
+    # Every pair of agents, or every agent with the reference.
     pair_names = list(combinations(names, 2)) if reference is None else [(name, reference) for name in names if name != reference]
     rows = tuple(PlayerRow(name, next(iter(runs.values())).role, runs) for name, runs in of_agent.items())
     of_gate = all(str(result.seed).startswith(SEED_PREFIX) for result in results)
@@ -230,6 +232,7 @@ def by_agent(results: Sequence[Result]) -> dict[str, dict[RunKey, Result]]:
             agents.setdefault(name, set()).add(result.identity)
     runs_of: dict[str, dict[RunKey, Result]] = {}
     for result in results:
+        # The shortest name that stands for one agent only.
         name = next((name for name in _names(result) if len(agents[name]) == 1), _names(result)[-1])
         runs = runs_of.setdefault(name, {})
         key = (result.snapshot, str(result.seed), result.repeat)

@@ -285,6 +285,7 @@ def pairs_of(rows: Sequence[PlayerRow[Any]], names: Sequence[tuple[str, str]], a
     """Paired comparisons by name, and a sentence for each pair with missing shared runs."""
     runs = {row.player: row.runs for row in rows}
     shared = {(a, b): [key for key in runs[a] if key in runs[b]] for a, b in names}
+    # Missing shared runs are reported, never filled in.
     notes = [f"{a} and {b} share no run: they cannot be compared." for (a, b), keys in shared.items() if not keys]
     for (a, b), keys in shared.items():
         most = max(len(runs[a]), len(runs[b]))
@@ -300,6 +301,7 @@ def pairs_of(rows: Sequence[PlayerRow[Any]], names: Sequence[tuple[str, str]], a
         for (a, b), keys in shared.items()
         if keys
     }
+    # Bonferroni for the interim analyses, then Holm for the number of pairs.
     adjusted = holm({names: min(1.0, analyses * compared.p) for names, compared in paired.items()})
     return tuple(Pair(*names, compared, adjusted[names], len(shared[names])) for names, compared in paired.items()), notes
 
@@ -411,6 +413,7 @@ def decide(comparison: Comparison, min_improvement: float = 0.0, kept: GateCheck
         _enough_markets(comparison),
     )
     outcomes = {check.found for check in checks}
+    # One failed check decides; a pass needs every check.
     decision = FAIL if FAIL in outcomes else PASS if outcomes == {PASS} else INCONCLUSIVE
     # Only the checks that made the decision are named before the money; a pass is said by the money alone.
     said = [check.words for check in checks if check.found == decision and check is not improvement] if decision != PASS else []
@@ -446,6 +449,7 @@ def _improvement(comparison: Comparison, candidate: GateRow, min_improvement: fl
     )
     if improvement.low > min_improvement:
         return GateCheck("improvement", PASS, f"{difference}: all of it is above the required {required}")
+    # The whole interval must lie on one side, else nothing is decided.
     if improvement.high <= min_improvement:
         return GateCheck("improvement", FAIL, f"{difference}: none of it is above the required {required}")
     return GateCheck("improvement", INCONCLUSIVE, f"{difference}: it holds the required {required}")
@@ -496,6 +500,7 @@ def analysis_sizes(first: int) -> tuple[int, ...]:
 
 def next_analysis(comparison: Comparison, min_improvement: float, first: int) -> int | None:
     """Markets of the next interim analysis after an inconclusive one. None when no more are worth playing."""
+    # Sizes are fixed beforehand; none is chosen from the data.
     larger = [size for size in analysis_sizes(first) if size > comparison.markets]
     # Where even the last size is too small to pass, playing on could only cost.
     if not larger or larger[-1] < FEWEST_MARKETS:
@@ -512,5 +517,6 @@ def needed_markets(comparison: Comparison, min_improvement: float) -> int | None
         return None
     ours, theirs = comparison.compared
     differences = np.subtract(ours.pnls_usd, theirs.pnls_usd)
+    # Power for the observed effect, above the required one.
     effect, spread = float(differences.mean()) - min_improvement, float(differences.std(ddof=1))
     return markets_needed(effect, spread, comparison.confidence)

@@ -53,6 +53,7 @@ def _player(strategy: str, round_: int) -> Player:
 
 def missing_hours(state: Readiness, settings: AutomationSettings, agents: int) -> int:
     """Hours of ``agents`` until enough data can be frozen for a training; at least 1."""
+    # Both conditions of readiness count: trajectories and groups.
     trajectories = ceil((settings.training_min_trajectories - state.total_trajectories) / (agents * TICKS))
     return max(1, trajectories, settings.training_min_groups - state.scenario_groups)
 

@@ -131,6 +131,7 @@ def measure(
     sync_outcomes(connection, windows, settings, now)
     sync_hindsight(connection, windows, settings, now)
     scored = score_windows(connection, windows, settings, now, on_progress=on_progress)
+    # An interval needs two independent hours.
     if len(scored) < FEWEST_HOURS:
         why = next(iter({**scored.pending, **scored.quarantined}.values()), "no hour has a group: check MIN_AGENTS_PER_WINDOW.")
         raise MarketError(f"{len(scored)} of {hours} hours were scored, which says nothing of the judge: {why}")
@@ -167,6 +168,7 @@ def agreement(
         # Realized dollars are the baseline: a judge without insight reaches their correlation.
         money = [realized_usd[group.window][agent] for agent in agents]
         flat += max(scores) - min(scores) < _SAME
+        # Ranks within an hour only, as training compares only within a group.
         of_scores.append(spearman(scores, skill) or 0.0)
         of_outcomes.append(spearman(scores, money) or 0.0)
         of_money.append(spearman(money, skill) or 0.0)

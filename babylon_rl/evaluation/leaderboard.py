@@ -110,6 +110,7 @@ def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
     most = max([settings.benchmark_markets, *(report.markets for report in reports.values())])
     snapshots = benchmark_snapshots(most, game_named(game))
     ours = [model for model in models if not model.foreign]
+    # Results of other weights under the same name are ignored.
     weights = _line(ours, read_identities(connection, [BASE, *(model.version for model in ours)]))
     results = {name: known_rows(connection, name, identity, snapshots, settings.home) for name, identity in weights.items()}
     reasons = [
@@ -122,6 +123,7 @@ def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
         for model in models
     ]
     ranked = {model.version: model for model, why in reasons if why is None}
+    # Everyone is measured in the same markets, or differences would be those of the markets.
     players = {name: results[name] for name in (*ranked, BASE) if name in results}
     common = [snapshot for snapshot in snapshots if players and all(snapshot.id in rows for rows in players.values())]
     if len(common) < _FEWEST:
@@ -129,6 +131,7 @@ def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
         players = {name: rows for name, rows in players.items() if all(snapshot.id in rows for snapshot in common)}
     played = {name: (_role(name, ranked), [rows[snapshot.id] for snapshot in common]) for name, rows in players.items()}
     played |= script_rows(common)
+    # Without a stored base there is nothing to pair with.
     reference = BASE if BASE in played else None
     rows = sorted(compare(played, None, reference).rows, key=lambda row: (-row.pnl.mean, row.player))
     return Leaderboard(

@@ -365,9 +365,11 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
     orders = [msgspec.convert(order, Action) for order in result.trajectory.actions]
     choices = [choice_of(order) for order in orders]
     done = ["sell" if kind(order) in CLOSING else choice.action for order, choice in zip(orders, choices, strict=True)]
+    # Invalid answers are counted apart, not as holds.
     valid = [action for action, outcome in zip(done, outcomes, strict=True) if outcome != "invalid"]
     traded = [action.tick for action in result.actions if action.data["outcome"] == "filled" and action.type not in _NO_TRADE]
     opened = [tick for tick in traded if choices[tick].market is not None]
+    # The market's own path, without the player's impact.
     paths = {asset.ticker: asset.prices for asset in snapshot.scenario.assets}
     paths |= {question.id: question.crowd for question in snapshot.scenario.questions}
     moves = {tick: paths[choices[tick].market or ""][tick + 1] - paths[choices[tick].market or ""][tick] for tick in opened}

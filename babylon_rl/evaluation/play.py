@@ -211,6 +211,7 @@ def play(
             if done % every == 0 or done == of:
                 on_decisions(every if done % every == 0 else done % every)
 
+        # A model that is down is not tried again in every market.
         if name in down:
             return down[name]
         try:
@@ -342,6 +343,7 @@ def benchmark_results(
 
 
 def _job(player: Player, snapshot: Snapshot, repeat: int, seed: int | str, engine: str, directory: Path) -> Job:
+    # The key names everything that could change the result.
     key = content_version([player.identity, engine, snapshot.digest, snapshot.start_balance, str(seed), repeat])
     label = RunLabel(player.name, player.identity, player.role, player.mandate, seed, repeat, key, engine, player.game)
     return Job(player, snapshot, label, f"{seed}/{repeat}", files=RunFiles(directory, player.name, key), resumable=True)

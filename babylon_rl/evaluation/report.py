@@ -303,6 +303,7 @@ def _better_pnl(ours: GateRow, theirs: GateRow, confidence: float) -> Criterion:
 
 def _fewer_errors(ours: GateRow, theirs: GateRow, confidence: float) -> Criterion:
     errors = ours.invalid + ours.refused, theirs.invalid + theirs.refused
+    # Without any error there is nothing to compare.
     if not any(errors):
         return Criterion("fewer errors", UNKNOWN, "neither made one: no unusable answer and no refused order")
     # Theirs less ours, as fewer errors are better.

@@ -68,6 +68,7 @@ def _ticks(result: Result) -> Iterator[str]:
 
 
 def _shape_of_time(result: Result) -> Iterator[str]:
+    # Times are in milliseconds, ticks in seconds.
     step = result.tick_interval * 1000
     if step <= 0 or result.end_time != result.start_time + result.ticks_processed * step:
         yield f"It ends at {result.end_time}, {result.ticks_processed} ticks of {result.tick_interval} s after {result.start_time} do not."
@@ -89,10 +90,12 @@ def _money(result: Result) -> Iterator[str]:
     yield from _same("The equity at the start", equity[0], result.start_balance)
     yield from _same("totalPnl", metrics.total_pnl, equity[-1] - equity[0])
     yield from _same("The rewards' sum", math.fsum(result.trajectory.rewards), metrics.total_pnl)
+    # The first fault of a kind is enough to reject the result.
     for number, reward in enumerate(result.trajectory.rewards):
         if not _near(reward, equity[number + 1] - equity[number]):
             yield f"The reward of tick {number} is {reward}, the equity changed by {equity[number + 1] - equity[number]}."
             break
+    # Both kinds of positions together are the whole P&L.
     parts = metrics.prediction_metrics.pnl + metrics.perp_metrics.pnl
     yield from _same("The P&L of predictions and perpetuals together", parts, metrics.total_pnl)
     for state in result.trajectory.states:
@@ -132,6 +135,7 @@ def _positions(result: Result) -> Iterator[str]:
 
 def _decisions(result: Result) -> Iterator[str]:
     metrics = result.metrics
+    # Shares are counted again from the decisions.
     expected = action_shares(
         f"{one.type}:{one.data['side']}" if one.type != INVALID and "side" in one.data else one.type for one in result.actions
     )

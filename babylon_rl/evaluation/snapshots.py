@@ -189,6 +189,7 @@ def require_unseen(snapshots: Sequence[Snapshot], trained_windows: Iterable[str]
     Raises:
         MarketError: an edition, seed or window could belong to training, two markets are the same, or the editions share a wording.
     """
+    # Words: a model must not know the companies of these markets.
     held_out, training = (_wordings(editions) for editions in (HELD_OUT_EDITIONS, TRAINING_EDITIONS))
     if shared := sorted(held_out & training):
         raise MarketError(f"A held-out edition shares wordings with a training edition: {', '.join(shared[:5])}. Change one of them.")
@@ -196,6 +197,7 @@ def require_unseen(snapshots: Sequence[Snapshot], trained_windows: Iterable[str]
     trained = sorted({snapshot.window for snapshot in snapshots} & set(trained_windows))
     if like_training or trained:
         raise MarketError(f"Benchmark markets overlap with training: {', '.join([*like_training, *trained][:5])}.")
+    # Prices: two seeds must not give one market.
     prices = {tuple(asset.prices for asset in snapshot.scenario.assets) for snapshot in snapshots}
     for distinct in ({snapshot.window for snapshot in snapshots}, prices):
         if len(distinct) < len(snapshots):

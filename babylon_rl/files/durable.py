@@ -78,6 +78,7 @@ def publish_directory(staged: Path, final: Path) -> None:
 
     An empty directory in its place is replaced. Raises OSError: it cannot be flushed, or the place is taken; ``staged`` stays.
     """
+    # Sync files, then folders, then rename: a crash leaves the whole directory or none.
     for path in sorted(staged.rglob("*"), key=lambda path: path.is_dir()):
         if path.is_file():
             path.chmod(0o644)

@@ -133,11 +133,13 @@ class FileSet:
         names = {**hashes, self._manifest: sha256(sources[self._manifest])}
         manifest_sha, marker = names[self._manifest], f"{self._name}/{self._manifest}"
         folder = content_folder(self._name, manifest_sha)
+        # Equal manifests mean that all of it is there.
         stored = self._location.sha256(marker)
         if stored is None:
             files = [PublishedFile(name, sources[name].stat().st_size, digest) for name, digest in names.items()]
             # The same set has the same folder: a publishing that was interrupted goes on with what has arrived.
             staging = Staging(self._location, f"{INCOMING}/{self._name}-{manifest_sha[:12]}", folder)
+            # Files already in place with the right hash are not sent again.
             missing = [file for file in files if self._location.sha256(f"{folder}/{file.name}") != file.sha256]
             for file in missing:
                 heartbeat()

@@ -99,6 +99,7 @@ class Targets:
         The name may be its id, its name, its ticker in market_outcomes or in the engine, in upper or lower case.
         """
         bare = name.strip().removeprefix("$").strip()
+        # From the strictest match to the loosest; the first that matches decides.
         for matches in (self._exact.get(bare), self._engine.get(bare), self._loose.get(_plain(bare))):
             if matches:
                 return next(iter(matches)) if len(matches) == 1 else None

@@ -97,6 +97,7 @@ def _between(scenario: Scenario, asset: Asset, path: Sequence[float], steps: int
     prices = [_rounded(path[0])]
     for now, then in pairwise(path):
         log_price, target = log(now), log(then)
+        # Each step moves towards the target, with noise that vanishes as the target nears.
         for left in range(steps, 1, -1):
             log_price += (target - log_price) / left + volatility * math.sqrt((left - 1) / left) * normal(rng)
             prices.append(_rounded(exp(log_price)))

@@ -19,13 +19,14 @@ from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.market.simulation.model_agent import ModelAgent, model_agent
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.record import Call
-from babylon_rl.models.base_model import BASE_MODEL_NAME, base_model_dir
+from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.checkpoint_store import absence, checkpoint_to_serve
 from babylon_rl.models.server_process import running_server
 from babylon_rl.models.threads import usable_cores
 from babylon_rl.recorder.core import new_uuid
 from babylon_rl.settings import Settings
 
+BASE = "base"
 GATEWAY_MODEL = "auto"  # leaves the choice to the gateway
 ACTION_TYPE = "TRADING_DECISION"
 
@@ -57,7 +58,7 @@ def model_agents(settings: Settings, model: str, *, temperature: float, game: Ga
             yield model_agent(client, game=game, temperature=temperature)
         return
     adapters = {}
-    if name != BASE_MODEL_NAME:
+    if name != BASE:
         directory = checkpoint_to_serve(name, settings)
         if directory is None:
             raise ModelUnavailable(f"{absence(name, settings)} `babylon-rl models` lists the versions; base is always there.")

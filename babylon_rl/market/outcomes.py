@@ -147,6 +147,7 @@ def window_outcomes(
 def stock_outcome(span: StockSpan, ticker: str, news: tuple[str, ...], band_percent: float) -> StockOutcome:
     """One stock's hour; changes within +- ``band_percent`` are NEUTRAL."""
     flags = []
+    # The start is the last price before the hour, else the initial price, else the first one in the hour.
     start = next((price for price in (span.price_before, span.initial_price) if price is not None and 0 < price < math.inf), None)
     if span.price_before is not None and span.price_before != start:
         flags.append("price_before_not_positive")
@@ -156,6 +157,7 @@ def stock_outcome(span: StockSpan, ticker: str, news: tuple[str, ...], band_perc
     change = max(-MOST_CHANGE, min(MOST_CHANGE, (span.last_price - start) / start * 100)) if start > 0 else 0.0
     if start <= 0:
         flags.append("start_price_not_positive")
+    # Flag values that the columns cannot hold; they are clamped only when written.
     if not _fits(change, CHANGE):
         flags.append("change_clamped")
     if not _fits(start, PRICE) or not _fits(span.last_price, PRICE):

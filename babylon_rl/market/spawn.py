@@ -179,6 +179,7 @@ def _play_and_write(
     ids = game_rows.Ids(start)
     if own_market:
         _write_market(connection, scenario, run.paths, ids)
+    # Agents and balances first, then their trajectories and calls, then the mark that the hour is done.
     rows.add_agents(connection, [(player.agent_id, f"{player.strategy} {player.agent_id}") for player in players], start)
     rows.save_accounts(
         connection,
@@ -232,6 +233,7 @@ def _played(
             seats[seat.agent_id] = player(seat.strategy, scenario, request.game)
     run = play(scenario, seats, seed=request.seed, start_balance=balances, game=request.game)
     if run.stopped is not None:
+        # Raised within the hour's transaction: an hour that was played in part is not written.
         raise ModelUnavailable(f"{window_of(game_rows.moment(scenario, 0))}: {run.stopped}")
     return run
 

@@ -246,6 +246,7 @@ def draw_interval_columns(axes: Any, marks: Sequence[IntervalMark], *, title: st
         axes.plot([place], [mark.mean], marker=mark.marker, markersize=9, color=mark.colour, markeredgecolor="white")
     axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     axes.set_xlim(-0.6, len(marks) - 0.4)
+    # many names are turned so that they do not overlap
     crowded = len(marks) > 8
     labels = [mark.label for mark in marks]
     axes.set_xticks(range(len(marks)), labels, rotation=90 if crowded else 0, fontsize=6 if crowded else 8, parse_math=False)

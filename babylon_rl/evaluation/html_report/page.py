@@ -181,6 +181,7 @@ def summarized(results: Sequence[Result]) -> ReportSummary:
     if not complete:
         return ReportSummary((), {})
     comparison = compare_results(complete)
+    # The name breaks ties, so that colours are stable.
     ranked = sorted(comparison.agents, key=lambda row: (-row.pnl.mean, row.agent))
     runs = by_agent(comparison.runs)
     agents = tuple(AgentSummary(number, row, tuple(runs[row.agent].values())) for number, row in enumerate(ranked))
@@ -189,6 +190,7 @@ def summarized(results: Sequence[Result]) -> ReportSummary:
     for pair in comparison.pairs:
         if max(places[pair.a], places[pair.b]) < MOST_COMPARED:
             difference = _difference(pair, runs)
+            # the better-placed agent stands first
             difference = difference.negated if places[pair.a] > places[pair.b] else difference
             differences[difference.ours, difference.theirs] = difference
     return ReportSummary(agents, differences, comparison.analyses)
@@ -209,6 +211,7 @@ def _curve_panels(agents: Sequence[AgentSummary], path_of: Callable[[Result], Se
     if not curves:
         return []
     ranges = {agent.name: (min(0.0, *curve.low), max(0.0, *curve.high)) for agent, curve in curves}
+    # A curve that is OWN_SCALE_FROM times as high as any other, usually the oracle's, gets a scale of its own.
     heights = sorted(((high - low, name) for name, (low, high) in ranges.items()), reverse=True)
     own = heights[0][1] if len(heights) > 1 and heights[0][0] > OWN_SCALE_FROM * heights[1][0] > 0.0 else None
     common = [limits for name, limits in ranges.items() if name != own]

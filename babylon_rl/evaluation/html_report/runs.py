@@ -30,6 +30,7 @@ def chosen(results: Sequence[Result], names: Mapping[str, str], most: int = MOST
         if result.complete:
             by_agent.setdefault(names.get(result.id, result.agent_id), []).append(result)
     picked: dict[str, Result] = {}
+    # best, worst, median: all agents have their best run before any has its second
     for place in (1.0, 0.0, 0.5):
         for runs in by_agent.values():
             ordered = sorted(runs, key=lambda run: (run.metrics.total_pnl, run.id))

@@ -75,6 +75,7 @@ class MarketRecording:
         state, volumes = self.initial_state, dict.fromkeys((question.id for question in self.scenario.questions), 0.0)
         for number in range(self.scenario.ticks):
             now = self.scenario.timestamp_ms(number + 1)
+            # Resolved questions do not trade any more.
             before = {name: (pool.yes, pool.no) for name, pool in self.exchange.pools.items() if pool.resolved is None}
             self.exchange.advance()
             trades = [trade for name, shares in before.items() if (trade := self._trade(name, shares, now, volumes)) is not None]
@@ -90,6 +91,7 @@ class MarketRecording:
         exchange = self.exchange
         shown = {market.id: market for market in before}
         questions = tuple(
+            # A resolved question keeps its last prices.
             shown[name] if name in shown and shown[name].resolved else self._question(pool, volumes.get(name, 0.0))
             for name, pool in exchange.pools.items()
         )
@@ -296,6 +298,7 @@ def optimum_of(snapshot: SnapshotDocument) -> Optimum:
 
 def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: Generator) -> Scenario:
     config = read_fields(fields, ScenarioConfig, "config")
+    # Cheap checks before the market is generated again.
     if config.ticks != len(snapshot.ticks):
         raise MarketError(f"Snapshot {snapshot.id} has {len(snapshot.ticks)} ticks, its config asks for {config.ticks}. Generate it again.")
     scenario = generate(config, read_fields(generator.model, MarketModel, "market model"))
@@ -307,6 +310,7 @@ def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: 
     outcomes = {question.id: question.answer for question in scenario.questions}
     if snapshot.ground_truth.market_outcomes != outcomes:
         raise MarketError(f"Snapshot {snapshot.id} was changed: its outcomes are not those of its config. Generate it again.")
+    # Tick by tick, so that the message names the place.
     if where := _first_difference(snapshot, scenario):
         raise MarketError(f"Snapshot {snapshot.id} was changed {where}: its config gives another market. Generate it again.")
     return scenario

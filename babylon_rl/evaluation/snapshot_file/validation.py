@@ -83,6 +83,7 @@ UNCLEAR = (0.01, 0.99)  # prices of a resolved question that do not tell its ans
 def _check_truth(snapshot: SnapshotDocument, findings: Findings) -> None:
     """Check that outcomes and prices are those of the states, for every market and no other."""
     states = snapshot.states()
+    # Questions may be created and resolved within the market.
     questions = {market.id for state in (states[0], states[-1]) for market in state.prediction_markets}
     stocks = {market.ticker for market in states[0].perpetual_markets}
     truth = snapshot.ground_truth
@@ -106,6 +107,7 @@ def _check_outcomes(snapshot: SnapshotDocument, states: Sequence[State], finding
             if not market.resolved or market.id not in snapshot.ground_truth.market_outcomes:
                 continue
             answer = snapshot.ground_truth.market_outcomes[market.id]
+            # A resolved price near the middle says nothing about the answer.
             if UNCLEAR[0] < market.yes_price < UNCLEAR[1]:
                 findings.warning("unclear", f"Question {market.id} is resolved at tick {state.tick} at a price of {market.yes_price}")
             elif (market.yes_price > 0.5) != answer:
