@@ -7,11 +7,9 @@ it from anywhere else.
 
 import functools
 import json
-import math
 import sys
-from array import array
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -21,7 +19,7 @@ import msgspec
 import xxhash
 
 from babylon_rl.chats import finish_reason, plain_messages
-from babylon_rl.episodes.decode import PENDING, CallFacts, Decoded, Step, StepCall, StepFacts, whole_number
+from babylon_rl.episodes.decode import PENDING, CallFacts, Decoded, Step, StepCall, StepFacts
 from babylon_rl.errors import RequestRefused
 from babylon_rl.store.columns import UNSTORABLE
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
@@ -35,7 +33,6 @@ _SYNTHETIC_SYSTEM = "You are a trading agent in a prediction market game."
 # A longer number names no step, and Python refuses to convert very long ones.
 _MOST_DIGITS = 18
 _C = TypeVar("_C", bound=CallFacts)
-_T = TypeVar("_T", bound=Hashable)
 # Limits in characters, milliseconds, multiples of the stake, and dollars.
 LONG_SYSTEM_PROMPT = 50
 LONG_USER_PROMPT = 100
@@ -64,62 +61,31 @@ class SequenceRules:
         return selected
 
 
-@functools.lru_cache(maxsize=4096)
-def _shared(values: _T) -> _T:
-    """Return the first of all equal ``values``, to save memory. Most trajectories of an agent look alike, and many are held at once."""
-    return values
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlaces:
-    """Numbers, start times (milliseconds since the epoch, or NaN) and action types of a trajectory's steps, pending ones included."""
-
-    numbers: tuple[int, ...]
-    began_ms: "array[float]"
-    action_types: tuple[str, ...]
-    pending: frozenset[int]
-
-    @classmethod
-    def of(cls, steps: Sequence[StepFacts]) -> "StepPlaces":
-        """Return the places of the given steps."""
-        return cls(
-            _shared(tuple(whole_number(step.step_number, index) for index, step in enumerate(steps))),
-            array("d", [math.nan if step.began_ms is None else step.began_ms for step in steps]),
-            _shared(tuple(step.action.action_type for step in steps)),
-            frozenset(index for index, step in enumerate(steps) if step.action.action_type == PENDING),
-        )
-
-
-def logged_calls(rows: Iterable[CallLogRow], trajectory_id: str, steps: Sequence[Step]) -> list[list[StepCall]]:
-    """Return the logged calls by step, for decoded steps. See ``calls_by_step``."""
-    return calls_by_step(rows, trajectory_id, StepPlaces.of(steps), logged_call)
-
-
-def calls_by_step(rows: Iterable[CallLogRow], trajectory_id: str, places: StepPlaces, read: Callable[[CallLogRow], _C]) -> list[list[_C]]:
-    """Return the logged calls by step, in order of (timestamp, callId).
+def logged_calls(rows: Iterable[CallLogRow], trajectory_id: str, steps: Sequence[Step], read: Callable[[CallLogRow], _C]) -> list[list[_C]]:
+    """Return the logged calls of each of a trajectory's steps, pending ones included, in order of (timestamp, callId).
 
     ``read`` converts a row into a call. A call belongs to the step named by its stepId in the recorder's form, else to the last step that
     began at or before it. Calls of unknown steps are left out.
     """
-    by_step: list[list[_C]] = [[] for _ in places.numbers]
-    indexes = {number: index for index, number in enumerate(places.numbers)}
+    by_step: list[list[_C]] = [[] for _ in steps]
+    indexes = {step.number: index for index, step in enumerate(steps)}
     # A step's first call matters, so the order must not depend on the query.
     for row in sorted(rows, key=lambda row: (row.timestamp, row.call_id)):
-        index = _step_of(row, f"{trajectory_id}-step-", places, indexes)
+        index = _step_of(row, f"{trajectory_id}-step-", steps, indexes)
         if index is not None:
             by_step[index].append(read(row))
     return by_step
 
 
-def _step_of(row: CallLogRow, prefix: str, places: StepPlaces, indexes: Mapping[int, int]) -> int | None:
+def _step_of(row: CallLogRow, prefix: str, steps: Sequence[Step], indexes: Mapping[int, int]) -> int | None:
     number = row.step_id.removeprefix(prefix)
     if row.step_id.startswith(prefix) and number.isascii() and number.isdigit():
         # An id that names no step leaves the call out: by its time it would be given to a step that it does not belong to.
         return indexes.get(int(number)) if len(number) <= _MOST_DIGITS else None
     # No usable step id: the last step that began at or before the call. A NaN compares false.
     index, moment_ms = 0, row.timestamp_ms
-    for place, began in enumerate(places.began_ms):
-        if began <= moment_ms:
+    for place, step in enumerate(steps):
+        if step.began_ms is not None and step.began_ms <= moment_ms:
             index = place
     return index
 
@@ -374,21 +340,18 @@ def synthetic_sequences(trajectory: Trajectory, steps: Sequence[Step]) -> Trajec
     return msgspec.structs.replace(trajectory, sequences=texts, trainable_sequences=len(texts))
 
 
-class LoggedSteps(msgspec.Struct, frozen=True, gc=False):
-    """A trajectory without calls in its steps, with the places of its steps. The places assign logged calls to steps."""
+def with_logs(
+    trajectory: Trajectory, steps: Sequence[Step], logs: Sequence[CallLogRow], rules: SequenceRules, *, texts: bool
+) -> Trajectory:
+    """Return a trajectory without calls in its ``steps``, pending ones included, with the calls in ``logs``.
 
-    trajectory: Trajectory
-    places: StepPlaces
-
-
-def with_logs(held: LoggedSteps, logs: Sequence[CallLogRow], rules: SequenceRules, *, texts: bool) -> Trajectory:
-    """Return the trajectory with the calls in ``logs``. ``logs`` is not empty and in any order; ``texts`` keeps the training sequences."""
-    trajectory, places = held.trajectory, held.places
+    ``logs`` is not empty and in any order; ``texts`` keeps the training sequences.
+    """
     ordered = sorted(logs, key=lambda log: (log.timestamp, log.call_id))
     # A changed log changes the content as a changed step does.
     content = digest(trajectory.recorded.encode(), *(log_bytes(log) for log in ordered))
-    done = [index for index in range(len(places.numbers)) if index not in places.pending]
-    facts = calls_by_step(ordered, trajectory.trajectory_id, places, logged_facts)
+    done = [index for index, step in enumerate(steps) if step.action.action_type != PENDING]
+    facts = logged_calls(ordered, trajectory.trajectory_id, steps, logged_facts)
     first = next((facts[index][0] for index in done if facts[index]), None)
     counted = msgspec.structs.replace(
         trajectory,
@@ -396,14 +359,14 @@ def with_logs(held: LoggedSteps, logs: Sequence[CallLogRow], rules: SequenceRule
         content=content,
         short_prompts=None if first is None else is_short(first),
         trainable_sequences=sum(
-            is_served(facts[index][place]) for index in done for place in rules.training(facts[index], places.action_types[index])
+            is_served(facts[index][place]) for index in done for place in rules.training(facts[index], steps[index].action.action_type)
         ),
     )
     if not texts:
         return counted
     # The texts are decoded only now, because most readings need the numbers only.
-    calls = calls_by_step(ordered, trajectory.trajectory_id, places, logged_call)
-    called = [(places.numbers[index], places.action_types[index], calls[index], places.began_ms[index]) for index in done]
+    calls = logged_calls(ordered, trajectory.trajectory_id, steps, logged_call)
+    called = [(steps[index].number, steps[index].action.action_type, calls[index], steps[index].began_ms) for index in done]
     return _with_texts(counted, called, rules)
 
 

@@ -11,9 +11,7 @@ from hypothesis import given
 from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.reading import by_agent, episode
 from babylon_rl.episodes.trajectories import (
-    LoggedSteps,
     SequenceRules,
-    StepPlaces,
     embedded_sequences,
     reduced,
     synthetic_sequences,
@@ -82,8 +80,8 @@ def trajectory(of: TrajectoryRow, logs: list[CallLogRow]) -> Trajectory | None:
         return embedded_sequences(whole, decoded.completed, RULES)
     if not logs:
         return synthetic_sequences(whole, decoded.completed)
-    held = LoggedSteps(whole, StepPlaces.of(decoded.recorded))
-    counted, found = with_logs(held, logs, RULES, texts=False), with_logs(held, list(reversed(logs)), RULES, texts=True)
+    steps = decoded.recorded
+    counted, found = with_logs(whole, steps, logs, RULES, texts=False), with_logs(whole, steps, list(reversed(logs)), RULES, texts=True)
     assert (counted.content, counted.trainable_sequences) == (found.content, found.trainable_sequences)
     return found
 
