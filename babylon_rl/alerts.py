@@ -297,7 +297,7 @@ def _scores_against_pnl(connection: Connection, settings: Settings, now: datetim
     from babylon_rl.judge.reliability.measures import mean_estimate  # numpy
 
     newest = recent_hours(connection, "scored_groups", NEWEST_HOURS, now)
-    ranks = [rank_with_pnl(hour.scores, hour.pnls_usd) for hour in hour_verdicts(connection, sorted(newest))]
+    ranks = [rank_with_pnl(hour) for hour in hour_verdicts(connection, sorted(newest))]
     found = mean_estimate([rank for rank in ranks if rank is not None])
     if found is None or found.high is None or found.groups < LEAST_RANKED or found.high >= LEAST_RANK:
         return {}

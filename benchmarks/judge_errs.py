@@ -203,7 +203,7 @@ def measure(judge: Judge, home: Path, url: str, hours: list[str], serving: Servi
 
 def _scores(database: Database, settings: Settings, hours: list[str], picture: Path) -> dict[str, Any]:
     with database.connect(autocommit=True) as connection:
-        found = [rank_with_pnl(hour.scores, hour.pnls_usd) for hour in hour_verdicts(connection, hours)]
+        found = [rank_with_pnl(hour) for hour in hour_verdicts(connection, hours)]
         against = mean_estimate([rank for rank in found if rank is not None])
         send_alerts(connection, settings, utc_now())
         alerts = {alert.kind: alert.says for alert in read_alerts(connection)}

@@ -5,8 +5,6 @@ without scores do not train, and a person decides whether unusual scores are wro
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from textwrap import shorten
 
@@ -15,9 +13,8 @@ import dagster as dg
 from babylon_rl.automation.check_results import Finding, HourlyChecks, Need
 from babylon_rl.judge.consensus import rank_with_pnl
 from babylon_rl.judge.hindsight import verdicts_with_leaks
-from babylon_rl.settings import HEURISTIC, Settings
-from babylon_rl.store.connection import Connection
-from babylon_rl.store.hindsight import StoredLeak, stored_leaks
+from babylon_rl.settings import Settings
+from babylon_rl.store.hindsight import HourLeaks, leaks_by_hour
 from babylon_rl.store.judge_report import HourVerdicts
 from babylon_rl.store.outcomes import MarketFlags, market_flags
 from babylon_rl.store.windows import stored_summaries
@@ -41,14 +38,6 @@ FLAGS = {
     "probability_clamped": "its probability is beyond the column's range",
 }
 SUBJECTS_LISTED = 20
-
-
-@dataclass(frozen=True)
-class HourLeaks:
-    """Leaks found in one hour's training texts."""
-
-    window: str
-    leaks: tuple[StoredLeak, ...]
 
 
 def _share(count: int, total: int) -> str:
@@ -173,15 +162,7 @@ def tickers_distinct(hour: MarketFlags, settings: Settings) -> Finding | None:
     return Finding(f"{', '.join(tickers[:3])}: a second organization with the same ticker", tickers[:SUBJECTS_LISTED])
 
 
-def _leaks_by_hour(connection: Connection, windows: Sequence[str], settings: Settings) -> list[HourLeaks]:
-    looked_at = connection.execute('SELECT "window" FROM babylon_rl.hindsight WHERE "window" = ANY(%s)', [list(windows)])
-    by_hour: dict[str, list[StoredLeak]] = {window: [] for (window,) in looked_at}
-    for leak in stored_leaks(connection, windows):
-        by_hour.setdefault(leak.window, []).append(leak)
-    return [HourLeaks(window, tuple(leaks)) for window, leaks in by_hour.items()]
-
-
-LEAKS = HourlyChecks("hindsight", _leaks_by_hour)
+LEAKS = HourlyChecks("hindsight", lambda connection, windows, settings: leaks_by_hour(connection, windows))
 
 
 @LEAKS.rule(
@@ -198,8 +179,8 @@ def no_leaks(hour: HourLeaks, settings: Settings) -> Finding | None:
     return Finding(f"{len(names)} sequences hold {kinds}, first {names[0]} ({leaks[0].detail})", names[:SEQUENCES_LISTED])
 
 
-SCORES: Need[HourVerdicts] = ("scores", lambda hour: hour.judge is not None)
-MODEL_SCORES: Need[HourVerdicts] = ("scores by a language model", lambda hour: hour.judge not in (None, HEURISTIC))
+SCORES: Need[HourVerdicts] = ("scores", lambda hour: hour.held is not None)
+MODEL_SCORES: Need[HourVerdicts] = ("scores by a language model", lambda hour: hour.held is not None and hour.group.judgement is not None)
 JUDGED = HourlyChecks("scored_groups", verdicts_with_leaks)
 
 
@@ -209,7 +190,8 @@ JUDGED = HourlyChecks("scored_groups", verdicts_with_leaks)
     needs=SCORES,
 )
 def scores_differ(hour: HourVerdicts, settings: Settings) -> Finding | None:
-    return Finding(f"all scores are equal (standard deviation {hour.spread:.1g})") if hour.spread < NO_SPREAD else None
+    spread = hour.group.spread
+    return Finding(f"all scores are equal (standard deviation {spread:.1g})") if spread < NO_SPREAD else None
 
 
 @JUDGED.rule(
@@ -222,7 +204,7 @@ def groups_have_scores(hour: HourVerdicts, settings: Settings) -> Finding | None
     if reason is None:
         return None
     what = "waits for its judge" if hour.quarantined is None else "set aside"
-    scores = "without scores" if hour.judge is None else f"with the scores of {hour.judge} meanwhile"
+    scores = "without scores" if hour.held is None else f"with the scores of {hour.held.judge} meanwhile"
     return Finding(f"{what} {scores} ({shorten(reason.rstrip('. '), REASON_CHARACTERS, placeholder=' ...')})")
 
 
@@ -233,7 +215,7 @@ def groups_have_scores(hour: HourVerdicts, settings: Settings) -> Finding | None
 )
 def few_ties(hour: HourVerdicts, settings: Settings) -> Finding | None:
     pairs = list(combinations(hour.scores, 2))
-    tied = sum(abs(first - second) < SAME_SCORE for first, second in pairs)
+    tied = sum(abs(first.score - second.score) < SAME_SCORE for first, second in pairs)
     if not MOST_TIED * len(pairs) < tied < len(pairs):  # that all are equal is scores_differ's to say
         return None
     return Finding(f"{tied} of {len(pairs)} pairs of its episodes have the same score")
@@ -245,9 +227,10 @@ def few_ties(hour: HourVerdicts, settings: Settings) -> Finding | None:
     needs=MODEL_SCORES,
 )
 def orders_agree(hour: HourVerdicts, settings: Settings) -> Finding | None:
-    if hour.disagreement <= settings.judge_disagreement:
+    orders, disagreement = hour.judgement.orders, hour.group.disagreement
+    if disagreement <= settings.judge_disagreement:
         return None
-    return Finding(f"{hour.orders} orders differ by {hour.disagreement:.2f} on average (at most {settings.judge_disagreement:g} is fine)")
+    return Finding(f"{orders} orders differ by {disagreement:.2f} on average (at most {settings.judge_disagreement:g} is fine)")
 
 
 @JUDGED.rule(
@@ -256,7 +239,7 @@ def orders_agree(hour: HourVerdicts, settings: Settings) -> Finding | None:
     needs=SCORES,
 )
 def scores_follow_pnl(hour: HourVerdicts, settings: Settings) -> Finding | None:
-    correlation = rank_with_pnl(hour.scores, hour.pnls_usd)
+    correlation = rank_with_pnl(hour)
     if correlation is None or correlation >= 0:
         return None
     return Finding(f"scores fall as P&L rises (rank correlation {correlation:+.2f})")
@@ -271,9 +254,9 @@ def holding_not_favoured(hour: HourVerdicts, settings: Settings) -> Finding | No
     moved = max((abs(move) for move in (hour.mean_change, hour.volatility) if move is not None and math.isfinite(move)), default=0.0)
     if moved < MOVING_PERCENT:
         return None
-    entries = list(zip(hour.agents, hour.scores, hour.trades, hour.pnls_usd, strict=True))
-    held = [(agent, score) for agent, score, trades, _ in entries if trades == 0]
-    won = [score for _, score, trades, pnl in entries if trades and pnl is not None and pnl > 0]
+    entries = [(entry.agent_id, entry.score, *hour.played[entry.agent_id]) for entry in hour.scores if entry.agent_id in hour.played]
+    held = [(agent, score) for agent, score, _, trades in entries if trades == 0]
+    won = [score for _, score, pnl_usd, trades in entries if trades and pnl_usd > 0]
     # Pairs in which an agent that only held is ranked above one that traded and gained.
     above = sum(score > other for _, score in held for other in won)
     if above <= len(held) * len(won) / 2:
@@ -292,10 +275,13 @@ def holding_not_favoured(hour: HourVerdicts, settings: Settings) -> Finding | No
     needs=MODEL_SCORES,
 )
 def steps_shown_in_full(hour: HourVerdicts, settings: Settings) -> Finding | None:
-    if hour.shortened <= MOST_SHORTENED * hour.steps and not hour.decisions_shortened:
+    judgement = hour.judgement
+    # None of older judgements
+    steps, shortened, trades = judgement.steps or 0, judgement.shortened or 0, judgement.decisions_shortened or 0
+    if shortened <= MOST_SHORTENED * steps and not trades:
         return None
-    share = f"{hour.shortened} of {hour.steps} steps ({hour.shortened / max(1, hour.steps):.0%})"
-    return Finding(f"{share} were not shown to the judge in full; trades among them: {hour.decisions_shortened}")
+    share = f"{shortened} of {steps} steps ({shortened / max(1, steps):.0%})"
+    return Finding(f"{share} were not shown to the judge in full; trades among them: {trades}")
 
 
 @JUDGED.rule(
@@ -304,10 +290,9 @@ def steps_shown_in_full(hour: HourVerdicts, settings: Settings) -> Finding | Non
     needs=SCORES,
 )
 def nothing_leaks(hour: HourVerdicts, settings: Settings) -> Finding | None:
-    telling = tuple(agent for agent, tells in zip(hour.agents, hour.tells, strict=True) if tells)
     parts = [f"{hour.leaked} of its sequences hold what only became known after it"] if hour.leaked else []
-    parts += [f"{len(telling)} explanations repeat what is hidden from the agents"] if telling else []
-    return Finding(", and ".join(parts), telling) if parts else None
+    parts += [f"{len(hour.telling)} explanations repeat what is hidden from the agents"] if hour.telling else []
+    return Finding(", and ".join(parts), tuple(hour.telling)) if parts else None
 
 
 @JUDGED.rule(
@@ -317,18 +302,21 @@ def nothing_leaks(hour: HourVerdicts, settings: Settings) -> Finding | None:
     needs=MODEL_SCORES,
 )
 def nobody_speaks_to_the_judge(hour: HourVerdicts, settings: Settings) -> Finding | None:
-    agents = tuple(agent for agent, flags in zip(hour.agents, hour.flags, strict=True) if flags)
+    judgement, scores = hour.judgement, hour.scores
+    agents = [score.agent_id for score in scores if score.flags]
     parts = []
-    if agents or hour.context_flags:
-        parts = [f"{len(agents)} of {len(hour.agents)} episodes hold text that may speak to the judge ({sum(hour.flags)} suspicions)"]
-    parts += [f"{hour.context_flags} suspicions in what agents share"] if hour.context_flags else []
-    gained = [(gain, agent) for gain, agent in zip(hour.gains, hour.agents, strict=False) if gain is not None]
+    if agents or judgement.context_flags:
+        suspicions = sum(len(score.flags) for score in scores)
+        parts = [f"{len(agents)} of {len(scores)} episodes hold text that may speak to the judge ({suspicions} suspicions)"]
+    parts += [f"{len(judgement.context_flags)} suspicions in what agents share"] if judgement.context_flags else []
+    gained = [(score.gain, score.agent_id) for score in scores if score.gain is not None]
     if gained:
         gain, agent = max(gained)
-        counts = "the scores with it masked count" if hour.masked else "no more than chance explains"
-        parts.append(f"{agent} gained {gain:+.2f} by it (noise {hour.noise or 0.0:.2f}): {counts}")
-    parts += [f"the scores of {', '.join(hour.followed)} follow their words and not their deeds"] if hour.followed else []
-    return Finding("; ".join(parts), tuple(dict.fromkeys([*agents, *hour.followed]))) if parts else None
+        counts = "the scores with it masked count" if judgement.masked else "no more than chance explains"
+        parts.append(f"{agent} gained {gain:+.2f} by it (noise {judgement.noise or 0.0:.2f}): {counts}")
+    followed = judgement.followed
+    parts += [f"the scores of {', '.join(followed)} follow their words and not their deeds"] if followed else []
+    return Finding("; ".join(parts), tuple(dict.fromkeys([*agents, *followed]))) if parts else None
 
 
 checks_of_hours = [checks.definition() for checks in (ROWS, MARKET, LEAKS, JUDGED)]

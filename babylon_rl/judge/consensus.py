@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from babylon_rl.judge.parts import Part
 from babylon_rl.store.columns import document_of
+from babylon_rl.store.judge_report import HourVerdicts
 from babylon_rl.types import NO_SPREAD, EpisodeScore, GroupScores, Judgement, PartScore
 
 FEWEST_RANKED = 3  # values whose ranks are correlated: two always agree wholly or not at all
@@ -161,9 +162,10 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     return across / math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
 
 
-def rank_with_pnl(scores: Sequence[float], pnls_usd: Sequence[float | None]) -> float | None:
+def rank_with_pnl(hour: HourVerdicts) -> float | None:
     """Rank correlation of an hour's scores with its P&L, over the episodes that have a P&L; None where too few do."""
-    measured = [(score, pnl) for score, pnl in zip(scores, pnls_usd, strict=True) if pnl is not None and math.isfinite(pnl)]
+    measured = [(score.score, hour.played[score.agent_id][0]) for score in hour.scores if score.agent_id in hour.played]
+    measured = [(score, pnl) for score, pnl in measured if math.isfinite(pnl)]
     return spearman([score for score, _ in measured], [pnl for _, pnl in measured])
 
 

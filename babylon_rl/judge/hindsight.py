@@ -5,6 +5,7 @@ official answer updates its hours. Texts are read one trajectory at a time.
 """
 
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,13 +34,14 @@ from babylon_rl.store.columns import portions, storable
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import StoredAction, StoredHour, StoredLeak
 from babylon_rl.store.judge_inputs import hidden_answers, recorded_knowledge
-from babylon_rl.store.judge_report import HourVerdicts, explanations, hour_verdicts
+from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts
 from babylon_rl.store.trajectories import TrajectoryRow, trajectory_rows
 from babylon_rl.store.windows import chunks, lock_windows
 from babylon_rl.types import Trajectory
 from babylon_rl.windows import is_complete, window_end
 
 ROWS_AT_ONCE = 10_000  # trajectories whose actions are held before they are written
+_NAMED_HIDDEN = re.compile(r"\bhidden\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -218,33 +220,30 @@ def _hindsight(hour: StoredHour, changed: bool) -> HourHindsight:
 
 
 def verdicts_with_leaks(connection: Connection, windows: Sequence[str], settings: Settings) -> list[HourVerdicts]:
-    """``hour_verdicts``, with explanations searched for the hours' own hidden answers too."""
+    """``hour_verdicts``, with the agents whose explanation repeats what is hidden from them."""
     hours = hour_verdicts(connection, windows)
-    judged = [hour.window for hour in hours if hour.judge not in (None, HEURISTIC)]
     # the heuristic reads no answers, and a judge that is not shown them cannot repeat them
-    if not judged or not private_fields(settings).allows("hidden_answers"):
-        return hours
-    hidden = _open_answers(connection, judged, settings)
-    texts = explanations(connection, list(hidden))
-    for place, hour in enumerate(hours):
-        if known := hidden.get(hour.window):
-            told = zip(hour.agents, hour.tells, strict=True)
-            tells = [tell or leaks_hidden_answer(texts[hour.window, agent], known) for agent, tell in told]
-            hours[place] = replace(hour, tells=tells)
-    return hours
+    judged = [hour.window for hour in hours if hour.held is not None and hour.held.judge != HEURISTIC]
+    shown = judged and private_fields(settings).allows("hidden_answers")
+    hidden = _open_answers(connection, judged, settings) if shown else {}
+    return [replace(hour, telling=_telling(hour, hidden.get(hour.window, []))) for hour in hours]
+
+
+def _telling(hour: HourVerdicts, hidden: Sequence[HiddenAnswer]) -> list[str]:
+    said = ((score.agent_id, score.reasoning) for score in hour.scores)
+    return [agent for agent, text in said if _NAMED_HIDDEN.search(text) or leaks_hidden_answer(text, hidden)]
 
 
 def _open_answers(connection: Connection, windows: Sequence[str], settings: HourSettings) -> dict[str, list[HiddenAnswer]]:
-    """Hidden answers of each hour's open questions; hours without any are absent."""
+    """Hidden answers of each hour's open questions."""
     markets = read_many_outcomes(connection, windows, settings)
     open_ = {window: [question for question in market.predictions if question.outcome == UNRESOLVED] for window, market in markets.items()}
-    answers = hidden_answers(connection, sorted({question.market_id for chunk in open_.values() for question in chunk}))
-    hidden = {
+    answers = hidden_answers(connection, sorted({question.market_id for asked in open_.values() for question in asked}))
+    return {
         window: [
             HiddenAnswer((market_name(question.market_id, question.question_number), question.question), answers[question.market_id])
-            for question in chunk
+            for question in asked
             if question.market_id in answers
         ]
-        for window, chunk in open_.items()
+        for window, asked in open_.items()
     }
-    return {window: chunk for window, chunk in hidden.items() if chunk}

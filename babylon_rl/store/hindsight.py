@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -165,3 +165,17 @@ def agent_correctness(connection: Connection, windows: Sequence[str]) -> dict[st
 
 def stored_leaks(connection: Connection, windows: Sequence[str]) -> list[StoredLeak]:
     return [StoredLeak(*row) for row in connection.execute(_READ_LEAKS, (list(windows),))]
+
+
+class HourLeaks(NamedTuple):
+    window: str
+    leaks: list[StoredLeak]
+
+
+def leaks_by_hour(connection: Connection, windows: Sequence[str]) -> list[HourLeaks]:
+    """Return the leaks of each of ``windows`` whose texts were examined, in order."""
+    examined = connection.of_hours("babylon_rl.hindsight", "leaked", windows)
+    hours: dict[str, list[StoredLeak]] = {window: [] for window in examined}
+    for leak in stored_leaks(connection, list(examined)):
+        hours[leak.window].append(leak)
+    return [HourLeaks(window, leaks) for window, leaks in hours.items()]

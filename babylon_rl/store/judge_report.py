@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
+from babylon_rl.store import scores
 from babylon_rl.store.columns import columns_of, document_of, listed
 from babylon_rl.store.connection import Connection, own_transaction
+from babylon_rl.types import EpisodeScore, GroupScores, Judgement
 
 REPORT_DAYS = 14  # of a report for which nobody names hours
 _NEWEST = """
@@ -20,15 +22,8 @@ _JUDGES = """
     SELECT "judge", count(*) FROM babylon_rl.group_scores WHERE "window" >= %s AND "window" < %s GROUP BY 1 ORDER BY 2 DESC, 1
 """
 _HEADS = """
-    SELECT "window", "judgeVersion", "inputVersion", "groupSize", "spread", "disagreement", "stale",
-        COALESCE(("judgement" ->> 'orders')::int, 0), ("judgement" ->> 'tau')::float8, ("judgement" ->> 'masked')::boolean,
-        "judgement" -> 'words', COALESCE(jsonb_array_length("judgement" -> 'followed'), 0)
-    FROM babylon_rl.group_scores WHERE "judge" = %s AND "window" >= %s AND "window" < %s ORDER BY 1
-"""
-_EPISODES = """
-    SELECT s."window", s."agentId", s."score", s."orderScores", s."places", s."shownTokens", cardinality(s."flags"), e."windowPnl", s."gain"
-    FROM babylon_rl.episode_scores s LEFT JOIN babylon_rl.episodes e ON e."window" = s."window" AND e."agentId" = s."agentId"
-    WHERE s."window" = ANY(%s) ORDER BY s."window", s."agentId"
+    SELECT "window", "groupSize", "stale" FROM babylon_rl.group_scores
+    WHERE "judge" = %s AND "window" >= %s AND "window" < %s ORDER BY 1
 """
 # Hours of the range without scores: in quarantine, and pending.
 _WITHOUT = """
@@ -70,42 +65,10 @@ _DAYS = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedHour:
-    """Summary of one judged hour.
-
-    ``orders`` is 0 for the heuristic, ``tau`` None where no two orders rank. ``masked`` is True if the scores are those with flagged
-    sentences masked, None where nothing was flagged. ``words`` is the gain of agents' own words, of an hour of the sample, and ``followed``
-    the number of agents whose score follows them.
-    """
-
+class JudgedHour(NamedTuple):
     window: str
-    judge_version: str
-    input_version: str
     group_size: int
-    spread: float
-    disagreement: float
     stale: bool
-    orders: int
-    tau: float | None
-    masked: bool | None = None
-    words: Mapping[str, float] | None = None
-    followed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedEpisode:
-    """One episode of a judged hour. ``places`` are 0 (first) to 1 (last) by order; ``gain``: of flagged passages, None without."""
-
-    window: str
-    agent_id: str
-    score: float
-    order_scores: Sequence[float]
-    places: Sequence[float]
-    shown_tokens: int
-    flags: int
-    pnl_usd: float | None
-    gain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +119,6 @@ def judged_hours(connection: Connection, judge: str, first: str, end: str) -> li
     return [JudgedHour(*row) for row in connection.execute(_HEADS, (judge, first, end))]
 
 
-def judged_episodes(connection: Connection, windows: Sequence[str]) -> dict[str, list[JudgedEpisode]]:
-    """Return the scored episodes by window, in order of agent."""
-    episodes: defaultdict[str, list[JudgedEpisode]] = defaultdict(list)
-    for row in connection.execute(_EPISODES, (list(windows),)):
-        episodes[row[0]].append(JudgedEpisode(*row))
-    return dict(episodes)
-
-
 def without_scores(connection: Connection, judge: str, first: str, end: str) -> tuple[int, int]:
     """Count the hours of a range in quarantine and pending for ``judge``."""
     quarantined, pending = connection.row(_WITHOUT, {"judge": judge, "first": first, "end": end})
@@ -178,8 +133,8 @@ def answered_windows(connection: Connection, judge: str, windows: Sequence[str])
 def answered_scores(connection: Connection, judge: str, windows: Sequence[str]) -> dict[str, dict[int, list[dict[str, float]]]]:
     """Return the judge's answers about the scores' content: window -> order -> agent -> score for each part of the group."""
     answers: dict[str, dict[int, list[dict[str, float]]]] = {}
-    for window, order, scores in connection.execute(_ANSWERS, (judge, list(windows))):
-        answers.setdefault(window, {}).setdefault(order, []).append(scores)
+    for window, order, given in connection.execute(_ANSWERS, (judge, list(windows))):
+        answers.setdefault(window, {}).setdefault(order, []).append(given)
     return answers
 
 
@@ -197,86 +152,62 @@ def paid_days(connection: Connection, first: str, end: str) -> list[JudgeCostDay
     return [JudgeCostDay(*row) for row in connection.execute(_DAYS, (first, end))]
 
 
-# One row per hour with scores, in quarantine or pending. The lateral query gathers its episodes as parallel arrays, in order of agent.
-_VERDICTS = r"""
-    SELECT asked."window", g."judge", COALESCE(g."groupSize", 0), COALESCE(g."spread", 0), COALESCE(g."disagreement", 0),
-        COALESCE(("judgement" ->> 'orders')::int, 0), q."reason", p."reason",
-        m."meanChange", m."volatility", COALESCE(h."leaked", 0), COALESCE(("judgement" ->> 'steps')::int, 0),
-        COALESCE(("judgement" ->> 'shortened')::int, 0), COALESCE(("judgement" ->> 'decisions_shortened')::int, 0),
-        s."agents", s."scores", s."pnls", s."trades", s."flags", s."tells",
-        s."gains", ("judgement" ->> 'masked')::boolean, ("judgement" ->> 'noise')::float8,
-        COALESCE(jsonb_array_length("judgement" -> 'context_flags'), 0), COALESCE("judgement" -> 'followed', '[]')
-    FROM unnest(%(windows)s::text[]) AS asked ("window")
-    LEFT JOIN babylon_rl.group_scores g ON g."window" = asked."window"
+_FACTS = """
+    SELECT asked."window", q."reason", p."reason", m."meanChange", m."volatility", COALESCE(h."leaked", 0)
+    FROM unnest(%s::text[]) AS asked ("window")
     LEFT JOIN babylon_rl.judge_quarantine q ON q."window" = asked."window"
     LEFT JOIN babylon_rl.judge_pending p ON p."window" = asked."window"
     LEFT JOIN babylon_rl.market_windows m ON m."window" = asked."window"
-    LEFT JOIN babylon_rl.hindsight h ON h."window" = asked."window"
-    LEFT JOIN LATERAL (
-        SELECT array_agg(one."agentId" ORDER BY one."agentId") AS "agents", array_agg(one."score" ORDER BY one."agentId") AS "scores",
-            array_agg(e."windowPnl" ORDER BY one."agentId") AS "pnls", array_agg(e."trades" ORDER BY one."agentId") AS "trades",
-            array_agg(cardinality(one."flags") ORDER BY one."agentId") AS "flags",
-            array_agg(one."reasoning" ~* '\mhidden\M' ORDER BY one."agentId") AS "tells",
-            array_agg(one."gain" ORDER BY one."agentId") AS "gains"
-        FROM babylon_rl.episode_scores one
-        LEFT JOIN babylon_rl.episodes e ON e."window" = one."window" AND e."agentId" = one."agentId"
-        WHERE one."window" = asked."window"
-    ) s ON TRUE
-    WHERE g."window" IS NOT NULL OR q."window" IS NOT NULL OR p."window" IS NOT NULL ORDER BY 1
+    LEFT JOIN babylon_rl.hindsight h ON h."window" = asked."window" ORDER BY 1
 """
-
-_EXPLANATIONS = 'SELECT "window", "agentId", "reasoning" FROM babylon_rl.episode_scores WHERE "window" = ANY(%s)'
+_PLAYED = 'SELECT "window", "agentId", "windowPnl", "trades" FROM babylon_rl.episodes WHERE "window" = ANY(%s)'
 
 
 @dataclass(frozen=True, slots=True)
 class HourVerdicts:
-    """Judge results of one hour, for its checks.
+    """Judge results of one hour, beside what its agents did.
 
-    Without scores ``judge`` is None and the sequences are empty. Of ``steps``, the judge saw ``shortened`` in short form,
-    ``decisions_shortened`` trades among them.
-
-    The sequences run over the episodes in order of agent: ``trades`` and ``pnls_usd`` (None if the episode no longer exists), ``flags`` in
-    its text, ``tells`` (the reasoning has the word "hidden"). ``gains``: score gained by flagged passages, None where nothing was masked.
-    ``masked`` and ``noise`` are the judgement's; ``context_flags`` counts suspicions in news, questions and shared lines, and
-    ``followed`` are the agents whose score follows their words.
+    ``held`` are its scores, None without any; ``quarantined`` and ``pending`` the reasons why it is set aside or waits. ``played`` has P&L
+    (dollars) and trades of each episode that exists. ``leaked`` counts sequences, ``telling`` are agents whose explanation repeats what is
+    hidden from them.
     """
 
     window: str
-    judge: str | None
-    group_size: int
-    spread: float
-    disagreement: float
-    orders: int
+    held: GroupScores | None
+    played: Mapping[str, tuple[float, int]]
     quarantined: str | None
     pending: str | None
     mean_change: float | None
     volatility: float | None
     leaked: int
-    steps: int
-    shortened: int
-    decisions_shortened: int
-    agents: Sequence[str]
-    scores: Sequence[float]
-    pnls_usd: Sequence[float | None]
-    trades: Sequence[int | None]
-    flags: Sequence[int]
-    tells: Sequence[bool]
-    gains: Sequence[float | None] = ()
-    masked: bool | None = None
-    noise: float | None = None
-    context_flags: int = 0
-    followed: Sequence[str] = ()
+    telling: Sequence[str] = ()
+
+    @property
+    def group(self) -> GroupScores:
+        """The scores of an hour that has some."""
+        assert self.held is not None
+        return self.held
+
+    @property
+    def judgement(self) -> Judgement:
+        """The judgement of an hour that a language model scored."""
+        assert self.group.judgement is not None
+        return self.group.judgement
+
+    @property
+    def scores(self) -> list[EpisodeScore]:
+        """Scores in order of agent."""
+        return [] if self.held is None else sorted(self.held.scores, key=lambda score: score.agent_id)
 
 
 def hour_verdicts(connection: Connection, windows: Sequence[str]) -> list[HourVerdicts]:
     """Return the judge results of ``windows`` with scores, in quarantine or pending, in order."""
-    # The middle of a row are the parallel arrays, which are NULL in an hour without scores.
-    rows = connection.execute(_VERDICTS, {"windows": list(windows)})
-    return [HourVerdicts(*row[:14], *(values or [] for values in row[14:21]), *row[21:]) for row in rows]
-
-
-def explanations(connection: Connection, windows: Sequence[str]) -> dict[tuple[str, str], str]:
-    return {(window, agent): reasoning for window, agent, reasoning in connection.execute(_EXPLANATIONS, (list(windows),))}
+    held = scores.read(connection, windows)
+    played: defaultdict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
+    for window, agent, pnl_usd, trades in connection.execute(_PLAYED, [list(windows)]):
+        played[window][agent] = pnl_usd, trades
+    hours = [HourVerdicts(row[0], held.get(row[0]), played[row[0]], *row[1:]) for row in connection.execute(_FACTS, [list(windows)])]
+    return [hour for hour in hours if (hour.held, hour.quarantined, hour.pending) != (None, None, None)]
 
 
 _INTERVALS = ("expected", "realized", "money", "overMoney")

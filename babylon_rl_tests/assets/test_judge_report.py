@@ -11,10 +11,12 @@ import pytest
 from babylon_rl.automation.checks_hours import JUDGED
 from babylon_rl.automation.schedules import report_judge_daily
 from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.judge.hindsight import verdicts_with_leaks
 from babylon_rl.judge.reliability.report import default_range, reliability_report, report_document
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts
+from babylon_rl.store.judge_report import HourVerdicts
+from babylon_rl.types import EpisodeScore, GroupScores, Judgement
 from babylon_rl_tests.assets.conftest import Bench
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
@@ -26,33 +28,52 @@ ADVICE = {rule.name: rule.advice for rule in JUDGED.rules}
 REPORT = "judge_report_daily"
 
 
-def hour(scores: Sequence[float] = (0.1, 0.4, 0.6, 0.9), **changes: Any) -> HourVerdicts:
+def hour(
+    scores: Sequence[float] = (0.1, 0.4, 0.6, 0.9),
+    *,
+    spread: float = 0.1,
+    disagreement: float = 0.05,
+    flags: Sequence[int] = (),
+    gains: Sequence[float] = (),
+    pnls_usd: Sequence[float | None] | None = None,
+    trades: Sequence[int] | None = None,
+    judgement: dict[str, Any] | None = None,
+    **changes: Any,
+) -> HourVerdicts:
     """An hour that no check has anything against: the agent a<n> traded and earned 10 * n dollars in a market that moved."""
     agents = [f"a{n}" for n in range(len(scores))]
+    pnls = [10.0 * n for n in range(len(scores))] if pnls_usd is None else pnls_usd
+    played = zip(agents, pnls, [1] * len(scores) if trades is None else trades, strict=True)
+    facts: dict[str, Any] = {
+        "orders": 2, "tau": None, "requests": 2, "prompt_tokens": 1, "completion_tokens": 1, "usd": None, "seconds": 1.0,
+        "shown_version": "", "steps": 100, "shortened": 5, "decisions_shortened": 0,
+    }  # fmt: skip
+    entries = tuple(
+        EpisodeScore(agent, score, 1, 0.0, 0.0, "", flags=("one",) * (flags[n] if flags else 0), gain=gains[n] if gains else None)
+        for n, (agent, score) in enumerate(zip(agents, scores, strict=True))
+    )
+    group = GroupScores(WINDOW, MODEL, "1", entries, 0.5, spread, disagreement, "", judgement=Judgement(**(facts | (judgement or {}))))
     values: dict[str, Any] = {
-        "window": WINDOW, "judge": MODEL, "group_size": len(scores), "spread": 0.1, "disagreement": 0.05, "orders": 2, "quarantined": None,
-        "pending": None, "mean_change": -3.0, "volatility": 1.0, "leaked": 0, "steps": 100, "shortened": 5,
-        "decisions_shortened": 0, "agents": agents, "scores": scores,
-        "pnls_usd": [10.0 * n for n in range(len(scores))], "trades": [1] * len(scores), "flags": [0] * len(scores),
-        "tells": [False] * len(scores),
+        "window": WINDOW, "held": group if scores else None,
+        "played": {agent: (pnl, traded) for agent, pnl, traded in played if pnl is not None},
+        "quarantined": None, "pending": None, "mean_change": -3.0, "volatility": 1.0, "leaked": 0,
     }  # fmt: skip
     return HourVerdicts(**(values | changes))
 
 
-UNSCORED = {"judge": None, "agents": [], "pnls_usd": [], "trades": [], "flags": [], "tells": []}
 # The check that warns, the hour, words of its sentence, and the agents that it names.
 FAULTS: list[tuple[str, HourVerdicts, str, tuple[str, ...]]] = [
     (
         "groups_have_scores",
-        hour((), quarantined="3 answers of x could not be used", **UNSCORED),
+        hour((), quarantined="3 answers of x could not be used"),
         "set aside without scores (3 answers",
         (),
     ),
-    ("groups_have_scores", hour((), pending="the judge is down", **UNSCORED), "waits for its judge without scores (the judge is down)", ()),
+    ("groups_have_scores", hour((), pending="the judge is down"), "waits for its judge without scores (the judge is down)", ()),
     ("groups_have_scores", hour(pending="the judge is down"), f"waits for its judge with the scores of {MODEL} meanwhile (the judge", ()),
     ("scores_differ", hour(spread=0.0), "all scores are equal (standard deviation 0)", ()),
     ("few_ties", hour((0.2, 0.5, 0.5, 0.5, 0.5)), "6 of 10 pairs of its episodes have the same score", ()),
-    ("orders_agree", hour(disagreement=0.2, orders=4), "4 orders differ by 0.20 on average (at most 0.15 is fine)", ()),
+    ("orders_agree", hour(disagreement=0.2, judgement={"orders": 4}), "4 orders differ by 0.20 on average (at most 0.15 is fine)", ()),
     ("scores_follow_pnl", hour((0.9, 0.6, 0.4, 0.1)), "scores fall as P&L rises (rank correlation -1.00)", ()),
     (
         "holding_not_favoured",
@@ -60,15 +81,20 @@ FAULTS: list[tuple[str, HourVerdicts, str, tuple[str, ...]]] = [
         "the market moved by 3.0 %, and in 2 of 3 pairs an agent that only held is ranked above one that traded and gained",
         ("a0",),
     ),
-    ("steps_shown_in_full", hour(shortened=39), "39 of 100 steps (39%) were not shown to the judge in full; trades among them: 0", ()),
     (
         "steps_shown_in_full",
-        hour(shortened=1, decisions_shortened=1),
+        hour(judgement={"shortened": 39}),
+        "39 of 100 steps (39%) were not shown to the judge in full; trades among them: 0",
+        (),
+    ),
+    (
+        "steps_shown_in_full",
+        hour(judgement={"shortened": 1, "decisions_shortened": 1}),
         "1 of 100 steps (1%) were not shown to the judge in full; trades among them: 1",
         (),
     ),
     ("nothing_leaks", hour(leaked=2), "2 of its sequences hold what only became known after it", ()),
-    ("nothing_leaks", hour(tells=[True, False, False, False]), "1 explanations repeat what is hidden", ("a0",)),
+    ("nothing_leaks", hour(telling=["a0"]), "1 explanations repeat what is hidden", ("a0",)),
     (
         "nobody_speaks_to_the_judge",
         hour(flags=[0, 2, 0, 1]),
@@ -77,7 +103,11 @@ FAULTS: list[tuple[str, HourVerdicts, str, tuple[str, ...]]] = [
     ),
     (
         "nobody_speaks_to_the_judge",
-        hour(flags=[0, 1, 0, 0], gains=[-0.1, 0.42, 0.0, 0.0], masked=True, noise=0.05, context_flags=1),
+        hour(
+            flags=[0, 1, 0, 0],
+            gains=[-0.1, 0.42, 0.0, 0.0],
+            judgement={"masked": True, "noise": 0.05, "context_flags": ("one",)},
+        ),
         "(1 suspicions); 1 suspicions in what agents share; a1 gained +0.42 by it (noise 0.05): the scores with it masked count",
         ("a1",),
     ),
@@ -88,7 +118,7 @@ FINE = [
     hour((0.9, 0.5), trades=[0, 1], mean_change=0.5, volatility=None),
     hour((0.5, 0.9), trades=[0, 0]),
     hour((0.9, 0.1), trades=[0, 1], pnls_usd=[0.0, -5.0]),
-    hour((0.9, 0.5, 0.1), pnls_usd=[None, None, 3.0], trades=[None, None, 1]),
+    hour((0.9, 0.5, 0.1), pnls_usd=[None, None, 3.0]),
     hour((0.7,)),
     hour((0.9, 0.6, 0.3), pnls_usd=[float("nan"), float("inf"), 3.0], mean_change=float("nan"), volatility=None),
 ]
@@ -117,25 +147,23 @@ def test_every_check_has_a_planted_fault() -> None:
     assert {check for check, *_ in FAULTS} == set(ADVICE)
 
 
-def test_what_the_checks_look_at_is_read_in_one_query_as_it_was_stored(database: Database) -> None:
+def test_what_the_checks_look_at_is_read_as_it_was_stored(database: Database, settings: Settings) -> None:
     with database.connect(autocommit=True) as connection:
         connection.execute(
             f"""INSERT INTO babylon_rl.group_scores ("window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement",
-                    "inputVersion", "dataVersion", "judgedAt", "judgement")
-                VALUES ('{WINDOW}', 'j', '1', 2, 0.5, 0.1, 0.3, '', '', 'epoch',
-                    '{{"orders": 3, "steps": 9, "shortened": 4, "decisions_shortened": 1}}');
+                    "inputVersion", "dataVersion", "judgedAt")
+                VALUES ('{WINDOW}', 'j', '1', 2, 0.5, 0.1, 0.3, '', '', 'epoch');
                 INSERT INTO babylon_rl.episode_scores
                     ("window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning", "flags")
                 VALUES ('{WINDOW}', 'b', 0.6, 1, 1, 0, 'The Hidden answer', '{{one,two}}'),
                     ('{WINDOW}', 'a', 0.4, 2, -1, 0, 'It has hiddenness', '{{}}');
                 INSERT INTO babylon_rl.judge_quarantine VALUES ('2025-11-15T11:00', 'j', '1', 'why', '[]', 'epoch')"""
         )
-        one, other = hour_verdicts(connection, ["2025-11-15T11:00", WINDOW, "2025-11-15T12:00"])
-    assert (one.window, one.judge, one.orders, one.disagreement, one.quarantined) == (WINDOW, "j", 3, 0.3, None)
-    assert (one.agents, one.scores, one.flags, one.tells) == (["a", "b"], [0.4, 0.6], [0, 2], [False, True])
-    assert (one.pnls_usd, one.trades, one.leaked, one.mean_change) == ([None, None], [None, None], 0, None)
-    assert (one.steps, one.shortened, one.decisions_shortened, other.steps, other.shortened) == (9, 4, 1, 0, 0)
-    assert (other.judge, other.quarantined, other.agents, other.scores) == (None, "why", [], [])
+        one, other = verdicts_with_leaks(connection, ["2025-11-15T11:00", WINDOW, "2025-11-15T12:00"], settings)
+    assert (one.window, one.group.judge, one.group.disagreement, one.quarantined) == (WINDOW, "j", 0.3, None)
+    assert [(score.agent_id, score.score, len(score.flags)) for score in one.scores] == [("a", 0.4, 0), ("b", 0.6, 2)]
+    assert (one.telling, one.played, one.leaked, one.mean_change) == (["b"], {}, 0, None)
+    assert (other.held, other.quarantined, other.scores) == (None, "why", [])
 
 
 @pytest.mark.slow

@@ -52,8 +52,8 @@ def judged(database: Database, settings: Settings) -> Judged:
 def best(connection: Connection, windows: list[str], strategies: dict[str, str]) -> list[str]:
     scores: dict[str, list[float]] = {name: [] for name in strategies.values()}
     for hour in hour_verdicts(connection, windows):
-        for agent, score in zip(hour.agents, hour.scores, strict=True):
-            scores[strategies[agent]].append(score)
+        for score in hour.scores:
+            scores[strategies[score.agent_id]].append(score.score)
     means = {name: fmean(own) for name, own in scores.items()}
     return [name for name, mean in means.items() if mean == max(means.values())]
 

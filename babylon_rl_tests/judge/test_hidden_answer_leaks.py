@@ -54,18 +54,18 @@ def test_an_hours_explanations_are_searched_for_its_own_hidden_answers(connectio
         chosen = asking(settings, judge.url)
         score_windows(connection, [window], chosen, NOW)
     (fine,) = verdicts_with_leaks(connection, [window], chosen)
-    assert fine.tells == [False] * 5
+    assert fine.telling == []
     says = """UPDATE babylon_rl.episode_scores SET "reasoning" = %s WHERE "agentId" = %s"""
     connection.execute(says, ("Took Q7 for YES, the actual outcome.", "agent-1"))
     connection.execute(says, ("By the hidden facts a lucky guess.", "agent-3"))
     (found,) = verdicts_with_leaks(connection, [window], chosen)
-    assert [agent for agent, told in zip(found.agents, found.tells, strict=True) if told] == ["agent-1", "agent-3"]
+    assert found.telling == ["agent-1", "agent-3"]
     (unshown,) = verdicts_with_leaks(
         connection, [window], chosen.model_copy(update={"judge_private_fields": "hidden_answers,game_knowledge"})
     )
-    assert unshown.tells == [False, False, False, True, False], "what the judge was not shown it cannot repeat"
+    assert unshown.telling == ["agent-3"], "what the judge was not shown it cannot repeat"
     connection.execute(
         """UPDATE "Question" SET "resolvedOutcome" = true, status = 'resolved', "updatedAt" = %s""", (NOW - timedelta(days=4),)
     )
     (official,) = verdicts_with_leaks(connection, [window], chosen)
-    assert official.tells == [False, False, False, True, False], "an official answer is hidden no more"
+    assert official.telling == ["agent-3"], "an official answer is hidden no more"

@@ -196,7 +196,7 @@ def test_a_gain_is_measured_stored_and_told(connection: Connection, settings: Se
     report = reliability_report(connection, quiet, window_of(NOW), chosen)
     assert report.sums.masked == 1 and report_document(report)["flaggedGain"]["meanGain"] == pytest.approx((gains[ATTACKER] or 0) / 2)
     assert any(name == "text to the judge" for name, _, _ in report_rows(report))
-    assert [hour.masked for hour in hour_verdicts(connection, names)] == [None, True, False]
+    assert [hour.judgement.masked for hour in hour_verdicts(connection, names)] == [None, True, False]
     kept = scored[polite]
     assert kept.judgement is not None and kept.judgement.masked is False, "a flag alone changes nothing"
     assert {score.gain for score in kept.scores} == {0.0}
@@ -261,7 +261,7 @@ def test_a_look_is_priced_before_and_stored(connection: Connection, settings: Se
     assert report_document(report)["wordsMove"]["followed"] == 1 and any(
         name == "words of the agents" for name, _, _ in report_rows(report)
     )
-    assert [list(hour.followed) for hour in hour_verdicts(connection, [quiet, told])] == [[], [ATTACKER]]
+    assert [list(hour.judgement.followed) for hour in hour_verdicts(connection, [quiet, told])] == [[], [ATTACKER]]
 
 
 def shown(connection: Connection, settings: Settings) -> RenderedGroup:

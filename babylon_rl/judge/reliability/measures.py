@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from babylon_rl.judge.consensus import FEWEST_RANKED, centred_ranks, spearman
-from babylon_rl.store.judge_report import JudgedEpisode, JudgedHour
+from babylon_rl.store.judge_report import HourVerdicts
+from babylon_rl.types import NO_SPREAD, EpisodeScore
 
 CONFIDENCE = 0.95
 _NEARLY = 1 - 1e-9  # the largest correlation on Fisher's scale, where 1 is infinite
@@ -164,6 +165,9 @@ class GroupSums:
     """Sums over the groups so far. Every ``every``-th hour leaves its episodes as points (P&L in dollars, score) for a plot."""
 
     every: int = 1
+    versions: set[str] = field(default_factory=set)
+    orders: list[int] = field(default_factory=list)
+    without_spread: int = 0
     episodes: int = 0
     flagged: int = 0
     masked: int = 0
@@ -179,46 +183,54 @@ class GroupSums:
     lengths: list[Moments] = field(default_factory=list)
     points: list[tuple[float, float]] = field(default_factory=list)
 
-    def add(self, hour: JudgedHour, episodes: Sequence[JudgedEpisode]) -> None:
+    def add(self, hour: HourVerdicts) -> None:
         """Add one group."""
-        with_pnl = [episode for episode in episodes if episode.pnl_usd is not None and math.isfinite(episode.pnl_usd)]
-        pnls = [max(-MOST_USD, min(MOST_USD, episode.pnl_usd or 0.0)) for episode in with_pnl]
-        scores = [episode.score for episode in with_pnl]
+        group, judgement = hour.group, hour.group.judgement
+        played = [(score, hour.played[score.agent_id][0]) for score in hour.scores if score.agent_id in hour.played]
+        with_pnl = [(score, max(-MOST_USD, min(MOST_USD, pnl))) for score, pnl in played if math.isfinite(pnl)]
+        pnls, scores = [pnl for _, pnl in with_pnl], [score.score for score, _ in with_pnl]
         correlation = spearman(scores, pnls)
         self.without_pnl_ranks += correlation is None
-        several = hour.orders > 1
-        self.hours.append(HourPoint(hour.window, hour.disagreement if several else None, hour.tau if several else None, correlation))
+        several = None if judgement is None or judgement.orders < 2 else judgement
+        disagreement, tau = (None, None) if several is None else (group.disagreement, several.tau)
+        self.hours.append(HourPoint(hour.window, disagreement, tau, correlation))
         if len(self.hours) % self.every == 0:
             self.points += zip(pnls, scores, strict=True)
-        self.episodes += len(episodes)
-        self.flagged += sum(episode.flags > 0 for episode in episodes)
-        self.masked += hour.masked is True
-        gains = [episode.gain for episode in episodes if episode.gain is not None and episode.flags]
+        self.versions.add(group.judge_version)
+        self.without_spread += group.spread < NO_SPREAD
+        # the heuristic's hours have no orders
+        self.orders.append(0 if judgement is None else judgement.orders)
+        self.episodes += group.group_size
+        self.flagged += sum(bool(score.flags) for score in group.scores)
+        gains = [score.gain for score in hour.scores if score.gain is not None and score.flags]
         self.gains += [fmean(gains)] if gains else []
-        self.words += [fmean(abs(gain) for gain in hour.words.values())] if hour.words else []
-        self.followed += hour.followed
-        self._add_places(episodes)
+        if judgement is not None:
+            self.masked += judgement.masked is True
+            self.words += [fmean(abs(gain) for gain in judgement.words.values())] if judgement.words else []
+            self.followed += len(judgement.followed)
+        self._add_places(hour.scores)
         if correlation is not None:
             ranks = [rank + 0.5 for rank in centred_ranks(pnls)]  # from 0 (least) to 1
             _bin(self.by_pnl_rank, list(zip(ranks, scores, strict=True)))
-        if len(with_pnl) >= FEWEST_RANKED and all(episode.shown_tokens > 0 for episode in with_pnl):
-            self.lengths.append(length_moments(scores, [float(episode.shown_tokens) for episode in with_pnl], pnls))
+        lengths = [float(score.shown_tokens) for score, _ in with_pnl]
+        if len(lengths) >= FEWEST_RANKED and all(lengths):
+            self.lengths.append(length_moments(scores, lengths, pnls))
 
-    def _add_places(self, episodes: Sequence[JudgedEpisode]) -> None:
+    def _add_places(self, scores: Sequence[EpisodeScore]) -> None:
         """Add places and scores as differences from the episode's mean over its orders, with a single order from the group's."""
-        seen = [e for e in episodes if e.order_scores and len(e.order_scores) == len(e.places)]
+        seen = [score for score in scores if score.order_scores and len(score.order_scores) == len(score.places)]
         if not seen:
             return
-        placed = [(fmean(e.places), fmean(e.order_scores)) for e in seen]
+        placed = [(fmean(score.places), fmean(score.order_scores)) for score in seen]
         self.mean_places.append(_variance([place for place, _ in placed]))
         # one order: an episode has no mean of its own, so that of the group stands in
-        if max(len(e.places) for e in seen) == 1:
+        if max(len(score.places) for score in seen) == 1:
             middle = (fmean(place for place, _ in placed), fmean(score for _, score in placed))
             placed = [middle] * len(seen)
         pairs = [
-            (place, place - own_place, score - own_score)
-            for episode, (own_place, own_score) in zip(seen, placed, strict=True)
-            for place, score in zip(episode.places, episode.order_scores, strict=True)
+            (place, place - own_place, value - own_score)
+            for score, (own_place, own_score) in zip(seen, placed, strict=True)
+            for place, value in zip(score.places, score.order_scores, strict=True)
         ]
         self.slopes.append((math.fsum(x * y for _, x, y in pairs), math.fsum(x * x for _, x, _ in pairs)))
         _bin(self.by_place, [(place, deviation) for place, _, deviation in pairs])

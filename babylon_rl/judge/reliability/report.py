@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from statistics import fmean
 from typing import Any
 
 from babylon_rl.judge.consensus import kendall_tau, merge, spearman
@@ -25,13 +26,13 @@ from babylon_rl.judge.reliability.measures import (
 )
 from babylon_rl.settings import HEURISTIC, JudgeSettings
 from babylon_rl.store import judge_report as store
+from babylon_rl.store import scores
 from babylon_rl.store.columns import document_of, in_parts
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import JudgeAgreement, JudgeCost, judge_agreements
-from babylon_rl.types import NO_SPREAD
 from babylon_rl.windows import window_end, window_of
 
-HOURS_AT_ONCE = 500  # whose episodes are in memory together
+HOURS_AT_ONCE = 24  # whose scores are in memory together
 UNKNOWN = "unknown"
 
 
@@ -113,26 +114,24 @@ def reliability_report(
     # every so many hours leave their episodes as points, about MOST_POINTS in all
     sums = GroupSums(every=max(1, math.ceil(sum(hour.group_size for hour in hours) / MOST_POINTS)))
     # in chunks, each reduced to sums at once, so that a long range takes little memory
-    for some in in_parts(hours, HOURS_AT_ONCE):
-        episodes = store.judged_episodes(connection, [hour.window for hour in some])
-        for hour in some:
-            sums.add(hour, episodes.get(hour.window, []))
+    for some in in_parts([hour.window for hour in hours], HOURS_AT_ONCE):
+        for verdicts in store.hour_verdicts(connection, some):
+            sums.add(verdicts)
     quarantined, pending = store.without_scores(connection, about, first, end)
     slope = slope_estimate(sums.slopes)
     # hours with more orders than the least are those that disagreed at first
-    fewest = min((hour.orders for hour in hours), default=0)
+    fewest = min(sums.orders, default=0)
     return ReliabilityReport(
         first, end, about,
-        versions=sorted({hour.judge_version for hour in hours}),
+        versions=sorted(sums.versions),
         judges=judges,
         groups=len(hours),
         stale=sum(hour.stale for hour in hours),
         quarantined=quarantined,
         pending=pending,
-        without_spread=sum(hour.spread < NO_SPREAD for hour in hours),
-        # the heuristic's hours have no orders
-        orders=sum(hour.orders for hour in hours) / len(hours) if hours and fewest else None,
-        further_orders=sum(hour.orders > fewest for hour in hours),
+        without_spread=sums.without_spread,
+        orders=fmean(sums.orders) if fewest else None,
+        further_orders=sum(orders > fewest for orders in sums.orders),
         self_difference=mean_estimate([point.disagreement for point in sums.hours if point.disagreement is not None]),
         self_tau=mean_estimate([point.tau for point in sums.hours if point.tau is not None]),
         position_slope=slope,
@@ -157,8 +156,8 @@ def _audit(connection: Connection, judge: str, windows: Sequence[str], audit_mod
     ranks, taus, differences = list[float](), list[float](), list[float]()
     for some in in_parts(answered, HOURS_AT_ONCE):
         theirs = store.answered_scores(connection, audit_model, some)
-        for window, episodes in store.judged_episodes(connection, some).items():
-            ours = {episode.agent_id: episode.score for episode in episodes}
+        for window, group in scores.read(connection, some).items():
+            ours = {score.agent_id: score.score for score in group.scores}
             second = audited_scores(theirs[window], list(ours))
             # the group has changed since, or the audit covers only a part of it
             if second is None:
