@@ -2,11 +2,11 @@
 
 from babylon_rl.assets.partitions import AS_LOADED, HourReport, counts, embedded, hourly_asset, table
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.judge.hindsight import HourHindsight, sync_hindsight
+from babylon_rl.judge.hindsight import sync_hindsight
 from babylon_rl.judge.plan import hindsight_rules
 from babylon_rl.reporting.plots import OTHER, bar_plot
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.hindsight import AgentCorrectness, agent_correctness
+from babylon_rl.store.hindsight import AgentCorrectness, HourHindsight, agent_correctness
 
 NOTHING = "no rows"
 

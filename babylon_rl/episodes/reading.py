@@ -245,7 +245,7 @@ def _eligible(
     rules = SequenceRules(settings.purposes_g, settings.train_synthetic)
     without_calls: list[Trajectory] = []
     for row in rows:
-        decoded = decode(row, texts=texts)
+        decoded = decode(row)
         if hours is not None:
             hours[row.window].count(row, decoded)
         if isinstance(decoded, Fault):

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 import xxhash
 
 from babylon_rl.chats import finish_reason, plain_messages
-from babylon_rl.episodes.decode import PENDING, CallFacts, Decoded, Step, StepCall, StepFacts
+from babylon_rl.episodes.decode import PENDING, Decoded, Step, StepCall, recorded_value, undecoded
 from babylon_rl.errors import RequestRefused
 from babylon_rl.store.columns import UNSTORABLE
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
@@ -32,7 +32,6 @@ ACTION = "action"
 _SYNTHETIC_SYSTEM = "You are a trading agent in a prediction market game."
 # A longer number names no step, and Python refuses to convert very long ones.
 _MOST_DIGITS = 18
-_C = TypeVar("_C", bound=CallFacts)
 # Limits in characters, milliseconds, multiples of the stake, and dollars.
 LONG_SYSTEM_PROMPT = 50
 LONG_USER_PROMPT = 100
@@ -50,7 +49,7 @@ class SequenceRules:
     purposes: frozenset[str]
     train_synthetic: bool
 
-    def training(self, calls: Sequence[CallFacts], action_type: str) -> list[int]:
+    def training(self, calls: Sequence[StepCall], action_type: str) -> list[int]:
         """Return the indexes of a step's calls with a training purpose."""
         purposes = self.purposes
         selected = [index for index, call in enumerate(calls) if call.purpose.__class__ is str and call.purpose in purposes]
@@ -61,14 +60,16 @@ class SequenceRules:
         return selected
 
 
-def logged_calls(rows: Iterable[CallLogRow], trajectory_id: str, steps: Sequence[Step], read: Callable[[CallLogRow], _C]) -> list[list[_C]]:
+def logged_calls(
+    rows: Iterable[CallLogRow], trajectory_id: str, steps: Sequence[Step], read: Callable[[CallLogRow], StepCall]
+) -> list[list[StepCall]]:
     """Return the logged calls of each of a trajectory's steps, pending ones included, in order of (timestamp, callId).
 
     ``read`` converts a row into a call. A call belongs to the step named by its stepId in the recorder's form, else to the last step that
     began at or before it. Calls of unknown steps are left out.
     """
-    by_step: list[list[_C]] = [[] for _ in steps]
-    indexes = {step.number: index for index, step in enumerate(steps)}
+    by_step: list[list[StepCall]] = [[] for _ in steps]
+    indexes = {step.step_number: index for index, step in enumerate(steps)}
     # A step's first call matters, so the order must not depend on the query.
     for row in sorted(rows, key=lambda row: (row.timestamp, row.call_id)):
         index = _step_of(row, f"{trajectory_id}-step-", steps, indexes)
@@ -90,12 +91,12 @@ def _step_of(row: CallLogRow, prefix: str, steps: Sequence[Step], indexes: Mappi
     return index
 
 
-def logged_facts(row: CallLogRow) -> CallFacts:
-    """Return the facts of a log row that decide whether it trains. messagesJson replaces an empty prompt."""
+def logged_facts(row: CallLogRow) -> StepCall:
+    """Return what decides whether a log row trains. messagesJson replaces an empty prompt."""
     messages = None if row.user_prompt else valid_messages(row.messages_json)
     # The last message is the user's, as valid_messages asks, and so the one to measure in place of the prompt.
     prompt = messages[-1]["content"] if messages else row.user_prompt
-    return CallFacts(row.purpose, row.system_prompt, prompt, row.response)
+    return StepCall(row.purpose, row.system_prompt, prompt, row.response)
 
 
 def logged_call(row: CallLogRow) -> StepCall:
@@ -114,8 +115,8 @@ def logged_call(row: CallLogRow) -> StepCall:
         purpose=row.purpose,
         call_id=row.call_id,
         messages=valid_messages(row.messages_json),
-        response_format=metadata.get("responseFormat"),
-        logprobs=metadata.get("logprobs"),
+        response_format=undecoded(metadata.get("responseFormat")),
+        logprobs=undecoded(metadata.get("logprobs")),
         finish_reason=metadata.get("finishReason"),
     )
 
@@ -131,7 +132,7 @@ def valid_messages(text: bytes | None) -> list[dict[str, str]] | None:
     return messages if messages and messages[-1]["role"] == "user" and messages[-1]["content"] else None
 
 
-def is_served(call: CallFacts) -> bool:
+def is_served(call: StepCall) -> bool:
     """Return True if the call has a prompt and a response: it is a sequence."""
     prompt, response = call.user_prompt, call.response
     return prompt.__class__ is str and response.__class__ is str and prompt != "" and response != ""
@@ -153,8 +154,8 @@ def sequence(call: StepCall, trajectory_id: str, step: int, index: int, source: 
         purpose=call.purpose if isinstance(call.purpose, str) else "",
         model=call.model if isinstance(call.model, str) else "",
         model_version=call.model_version if isinstance(call.model_version, str) else None,
-        response_format=call.response_format if isinstance(call.response_format, dict) else None,
-        logprobs=_token_logprobs(call.logprobs),
+        response_format=form if isinstance(form := recorded_value(call.response_format), dict) else None,
+        logprobs=_token_logprobs(recorded_value(call.logprobs)),
         finish_reason=finish_reason(call.finish_reason),
         minute=minute,
     )
@@ -213,7 +214,7 @@ def reduced(row: TrajectoryRow, decoded: Decoded, rules: SequenceRules) -> Traje
 
     If its steps hold no call, the message source is "synthetic" until ``with_logs`` finds some in llm_call_logs.
     """
-    steps: Sequence[StepFacts] = decoded.completed
+    steps: Sequence[Step] = decoded.completed
     kinds = Counter([step.action.action_type for step in steps])
     won = [_kind(step.action.action_type) for step in steps if step.action.succeeded]
     # Facts for the hour's quality are taken here, while the texts are still in memory.
@@ -263,14 +264,14 @@ def step_minutes(window: str, start: datetime, began_ms: Sequence[float | None])
     return minutes
 
 
-def minute_pnls(minutes: Sequence[int], steps: Sequence[StepFacts], end_pnl: float) -> tuple[MinutePnl, ...]:
+def minute_pnls(minutes: Sequence[int], steps: Sequence[Step], end_pnl: float) -> tuple[MinutePnl, ...]:
     """Return the P&L of a trajectory by minute: from the first step of each to the first of the next, or to the end."""
     first = [place for place, minute in enumerate(minutes) if place == 0 or minute != minutes[place - 1]]
     pnls = [*(steps[place].environment_state.agent_pnl for place in first), end_pnl]
     return tuple(MinutePnl(minutes[place], start, end) for place, (start, end) in zip(first, pairwise(pnls), strict=True))
 
 
-def is_short(call: CallFacts) -> bool:
+def is_short(call: StepCall) -> bool:
     """Return True if a prompt of the call is missing or too short."""
     system, user = call.system_prompt, call.user_prompt
     return not (isinstance(system, str) and len(system) > LONG_SYSTEM_PROMPT and isinstance(user, str) and len(user) > LONG_USER_PROMPT)
@@ -301,7 +302,7 @@ def _ms(moment: datetime) -> float:
     return (moment - _EPOCH) / _MILLISECOND
 
 
-def jumps(steps: Sequence[StepFacts], end_pnl: float) -> bool:
+def jumps(steps: Sequence[Step], end_pnl: float) -> bool:
     """Return True if the P&L jumps by more than the agent could win or lose, from one step to the next, or to the end.
 
     The limit is MOST_LEVERAGE times the stake: the largest agentBalance of the row so far, and at least the game's starting balance,
@@ -320,14 +321,14 @@ def jumps(steps: Sequence[StepFacts], end_pnl: float) -> bool:
     return False
 
 
-def _count(steps: Sequence[StepFacts], rules: SequenceRules) -> int:
+def _count(steps: Sequence[Step], rules: SequenceRules) -> int:
     called = [(step.llm_calls, step.action.action_type) for step in steps if step.llm_calls]
     return sum([is_served(own[place]) for own, kind in called for place in rules.training(own, kind)])
 
 
 def embedded_sequences(trajectory: Trajectory, steps: Sequence[Step], rules: SequenceRules) -> Trajectory:
     """Return the trajectory with the texts of the calls in its completed steps."""
-    called = [(step.number, step.action.action_type, step.llm_calls or (), step.began_ms) for step in steps]
+    called = [(step.step_number, step.action.action_type, step.llm_calls or (), step.began_ms) for step in steps]
     return _with_texts(trajectory, called, rules)
 
 
@@ -366,7 +367,7 @@ def with_logs(
         return counted
     # The texts are decoded only now, because most readings need the numbers only.
     calls = logged_calls(ordered, trajectory.trajectory_id, steps, logged_call)
-    called = [(steps[index].number, steps[index].action.action_type, calls[index], steps[index].began_ms) for index in done]
+    called = [(steps[index].step_number, steps[index].action.action_type, calls[index], steps[index].began_ms) for index in done]
     return _with_texts(counted, called, rules)
 
 

@@ -32,7 +32,7 @@ from babylon_rl.settings import HEURISTIC, HourSettings, Settings
 from babylon_rl.store import hindsight as store
 from babylon_rl.store.columns import portions, storable
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.hindsight import StoredAction, StoredHour, StoredLeak
+from babylon_rl.store.hindsight import HourHindsight, StoredAction, StoredHour, StoredLeak
 from babylon_rl.store.judge_inputs import hidden_answers, recorded_knowledge
 from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts
 from babylon_rl.store.trajectories import TrajectoryRow, trajectory_rows
@@ -42,24 +42,6 @@ from babylon_rl.windows import is_complete, window_end
 
 ROWS_AT_ONCE = 10_000  # trajectories whose actions are held before they are written
 _NAMED_HIDDEN = re.compile(r"\bhidden\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class HourHindsight:
-    """Counts of one hour: actions with a target, sequences, leaks.
-
-    ``known`` actions have a known outcome, ``right`` of them were right; ``leaked`` of the ``sequences`` leak. ``changed`` says whether
-    this call wrote them.
-    """
-
-    window: str
-    actions: int
-    known: int
-    right: int
-    sequences: int
-    leaked: int
-    data_version: str
-    changed: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,8 +78,7 @@ def sync_hindsight(connection: Connection, windows: Iterable[str], settings: Set
             # batches bound the memory; the transaction covers all of them
             for hours in portions(store.hours_read(connection, chunk).items(), lambda hour: hour[1], ROWS_AT_ONCE):
                 seen = _labels_and_leaks(connection, [window for window, _ in hours], targets, settings)
-                changed = store.replace(connection, list(seen.values()), now)
-                hindsights |= {window: _hindsight(hour, window in changed) for window, hour in seen.items()}
+                hindsights |= {hour.window: hour for hour in store.replace(connection, seen, now)}
     return hindsights
 
 
@@ -138,7 +119,7 @@ def _public(markets: Iterable[WindowOutcomes]) -> frozenset[str]:
     return frozenset(public)
 
 
-def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: Targets, settings: Settings) -> dict[str, StoredHour]:
+def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: Targets, settings: Settings) -> list[StoredHour]:
     markets = read_many_outcomes(connection, windows, settings)
     actions: dict[str, list[StoredAction]] = {window: [] for window in markets}
     leaks: dict[str, list[StoredLeak]] = {window: [] for window in markets}
@@ -163,7 +144,7 @@ def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: T
     for trajectory in stream_trajectories(connection, windows, settings):
         looked_at[trajectory.window] += len(trajectory.sequences)
         leaks[trajectory.window].extend(_stored_leaks(trajectory, secrets[trajectory.window]))
-    return {window: StoredHour.of(window, looked_at[window], actions[window], leaks[window]) for window in markets}
+    return [StoredHour.of(window, looked_at[window], actions[window], leaks[window]) for window in markets]
 
 
 def _actions(row: TrajectoryRow, steps: Sequence[Step], targets: Targets, market: HourMarket) -> Iterator[StoredAction]:
@@ -210,13 +191,6 @@ def _answer(question: PredictionOutcome, hidden: Mapping[str, bool]) -> HiddenAn
     number = question.question_number
     names = () if number is None else (f"Q{number}", f"question {number}", f"question #{number}")
     return None if answer is None else HiddenAnswer((*names, question.market_id, question.question), answer)
-
-
-def _hindsight(hour: StoredHour, changed: bool) -> HourHindsight:
-    verdicts = [row.correct for row in hour.actions if row.correct is not None]
-    return HourHindsight(
-        hour.window, len(hour.actions), len(verdicts), sum(verdicts), hour.sequences, hour.leaked, hour.data_version, changed
-    )  # fmt: skip
 
 
 def verdicts_with_leaks(connection: Connection, windows: Sequence[str], settings: Settings) -> list[HourVerdicts]:

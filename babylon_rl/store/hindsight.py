@@ -7,11 +7,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
+from msgspec import structs
 
-from babylon_rl.store.columns import camel, listed
+from babylon_rl.store.columns import camel, columns_of, listed
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import ASKED
 
@@ -65,9 +66,30 @@ class StoredHour(msgspec.Struct, frozen=True, kw_only=True):
         return cls(window=window, sequences=sequences, actions=actions, leaks=leaks, data_version=version)
 
     @property
-    def leaked(self) -> int:
-        """Number of sequences with a leak of any kind."""
-        return len({(leak.trajectory_id, leak.sequence) for leak in self.leaks})
+    def counts(self) -> "HourHindsight":
+        """Numbers of the hour."""
+        known = [row.correct for row in self.actions if row.correct is not None]
+        leaked = {(leak.trajectory_id, leak.sequence) for leak in self.leaks}
+        return HourHindsight(
+            self.window, len(self.actions), len(known), sum(known), self.sequences, len(leaked), self.data_version
+        )  # fmt: skip
+
+
+class HourHindsight(msgspec.Struct, frozen=True, rename="camel"):
+    """Counts of one hour: a row of babylon_rl.hindsight.
+
+    Of ``actions`` with a target, ``known`` have a known outcome, and ``right`` were right; ``leaked`` of the ``sequences`` leak. ``changed``,
+    which is not stored, says whether the call that returned them wrote them.
+    """
+
+    window: str
+    actions: int
+    known: int
+    right: int
+    sequences: int
+    leaked: int
+    data_version: str
+    changed: bool = False
 
 
 def _version(window: str, sequences: int, *rows: list[StoredAction] | list[StoredLeak]) -> str:
@@ -102,6 +124,7 @@ class AgentCorrectness:
 # Fields keep their names in the content's hash, and have others as columns.
 _ACTIONS = [camel(name) for name in StoredAction.__struct_fields__]
 _LEAKS = [camel(name) for name in StoredLeak.__struct_fields__]
+_COUNTS = columns_of(HourHindsight, but=("changed",))
 
 _AGENTS = """
     SELECT "window", "agentId", count(*), count("correct"), count(*) FILTER (WHERE "correct")
@@ -129,30 +152,21 @@ def questions(connection: Connection) -> list[tuple[str, int | None, str, bool |
     return connection.execute(f"WITH {ASKED} SELECT id, number, text, answer FROM asked").fetchall()
 
 
-def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) -> set[str]:
-    """Write ``hours`` where their content changed, and return the changed windows. The caller holds the hours' locks."""
+def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) -> list[HourHindsight]:
+    """Write ``hours`` where their content changed, and return their counts. The caller holds the hours' locks."""
     stored_versions = connection.of_hours("babylon_rl.hindsight", "dataVersion", [hour.window for hour in hours])
     # An equal data version means equal content: nothing is written.
     changed = [hour for hour in hours if stored_versions.get(hour.window) != hour.data_version]
-    if not changed:
-        return set()
     windows = [hour.window for hour in changed]
     # Rows have no versions of their own, so a changed hour is written anew as a whole.
     connection.delete_hours("babylon_rl.action_outcomes", windows)
     connection.delete_hours("babylon_rl.leaks", windows)
-    astuple = msgspec.structs.astuple
+    astuple = structs.astuple
     connection.copy_rows("babylon_rl.action_outcomes", _ACTIONS, (astuple(row) for hour in changed for row in hour.actions))
     connection.copy_rows("babylon_rl.leaks", _LEAKS, (astuple(row) for hour in changed for row in hour.leaks))
-    connection.upsert("babylon_rl.hindsight", [_counts(hour) | {"computedAt": now} for hour in changed])
-    return set(windows)
-
-
-def _counts(hour: StoredHour) -> dict[str, Any]:
-    known = [row.correct for row in hour.actions if row.correct is not None]
-    return {
-        "window": hour.window, "actions": len(hour.actions), "known": len(known), "right": sum(known), "sequences": hour.sequences,
-        "leaked": hour.leaked, "dataVersion": hour.data_version,
-    }  # fmt: skip
+    rows = [dict(zip(_COUNTS, astuple(hour.counts), strict=False)) | {"computedAt": now} for hour in changed]
+    connection.upsert("babylon_rl.hindsight", rows)
+    return [structs.replace(hour.counts, changed=hour.window in windows) for hour in hours]
 
 
 def agent_correctness(connection: Connection, windows: Sequence[str]) -> dict[str, list[AgentCorrectness]]:

@@ -45,7 +45,7 @@ class TrainingStep:
     @property
     def paused(self) -> bool:
         """True if its run stopped on purpose and left the iteration to the next run."""
-        # A crash leaves no metrics; ``pause_step`` does.
+        # A crash leaves no such mark.
         return self.finished_at is None and bool((self.metrics or {}).get("paused"))
 
     @property
@@ -92,26 +92,17 @@ def finish_step(connection: Connection, batch_id: str, step: TrainingStep) -> No
     )
 
 
-def note_seconds(connection: Connection, batch_id: str, attempt: int, seconds: float) -> None:
-    """Record how long the unfinished step of run ``attempt`` has trained. The caller commits."""
+def note_metrics(connection: Connection, batch_id: str, attempt: int, **metrics: Any) -> None:
+    """Add to the metrics of the unfinished steps of run ``attempt``. The caller commits.
+
+    ``seconds``: of training so far; ``paused``: the run leaves them to the next one on purpose.
+    """
     connection.execute(
         """
-        -- Merged: a mark of pause_step stays.
-        UPDATE babylon_rl.training_steps SET "metrics" = COALESCE("metrics", '{}') || jsonb_build_object('seconds', %s::float8)
+        UPDATE babylon_rl.training_steps SET "metrics" = COALESCE("metrics", '{}') || %s
         WHERE "batchId" = %s AND "attempt" = %s AND "finishedAt" IS NULL
         """,
-        [seconds, batch_id, attempt],
-    )
-
-
-def pause_step(connection: Connection, batch_id: str, attempt: int) -> None:
-    """Mark the unfinished steps of run ``attempt`` as left to the next run on purpose. The caller commits."""
-    connection.execute(
-        """
-        UPDATE babylon_rl.training_steps SET "metrics" = COALESCE("metrics", '{}') || '{"paused": true}'
-        WHERE "batchId" = %s AND "attempt" = %s AND "finishedAt" IS NULL
-        """,
-        [batch_id, attempt],
+        [Jsonb(metrics), batch_id, attempt],
     )
 
 

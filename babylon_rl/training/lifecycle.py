@@ -180,7 +180,7 @@ def failing(connection: Connection, batch_id: str, attempt: int, clock: Callable
             connection.rollback()
             with own_transaction(connection):
                 note_waiting(connection, batch_id, attempt, why)
-                write_ahead.pause_step(connection, batch_id, attempt)
+                write_ahead.note_metrics(connection, batch_id, attempt, paused=True)
             if paid or not isinstance(error, BabylonError):
                 raise TrainingPaused(why) from error
         raise
@@ -349,7 +349,7 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
         # Not after the last step: the iteration is trained then, and only has to be written.
         if used_s + trained_s >= run.time_limit_s and metrics.step < metrics.steps:
             with own_transaction(run.connection):
-                write_ahead.note_seconds(run.connection, iteration.batch_id, run.attempt, trained_s)
+                write_ahead.note_metrics(run.connection, iteration.batch_id, run.attempt, seconds=trained_s)
             shutil.rmtree(partial, ignore_errors=True)
             raise _over_time(run, iteration)
 

@@ -35,19 +35,17 @@ def row(number: int, steps: bytes) -> TrajectoryRow:
 
 
 def check_decoding(raw: bytes) -> None:
-    """A text is the same steps with texts and without, or the same fault."""
+    """A text is steps, of which as many calls train as are counted, or a fault."""
     raw = raw.decode(errors="replace").encode()
-    texts, numbers = decode(row(0, raw)), decode(row(0, raw), texts=False)
-    if isinstance(texts, Fault) or isinstance(numbers, Fault):
-        assert texts == numbers and texts.detail
+    decoded = decode(row(0, raw))
+    if isinstance(decoded, Fault):
+        assert decoded.detail
         return
     json.loads(raw)
-    assert texts.end_pnl == numbers.end_pnl and len(texts.recorded) == len(numbers.recorded) >= len(texts.completed)
-    assert [step.environment_state for step in texts.completed] == [step.environment_state for step in numbers.completed]
-    counted, whole = reduced(row(0, raw), numbers, RULES), reduced(row(0, raw), texts, RULES)
-    assert counted == whole
+    assert len(decoded.recorded) >= len(decoded.completed)
+    whole = reduced(row(0, raw), decoded, RULES)
     if whole.message_source == "embedded":
-        served = embedded_sequences(whole, texts.completed, RULES)
+        served = embedded_sequences(whole, decoded.completed, RULES)
         assert len(served.sequences) == whole.trainable_sequences
         json.dumps([one.messages for one in served.sequences], ensure_ascii=False).encode()
 
@@ -94,7 +92,7 @@ def log(number: int, part: bytes) -> CallLogRow:
     )  # fmt: skip
 
 
-def test_every_kept_row_is_decoded_or_refused_the_same_with_texts_and_without() -> None:
+def test_every_kept_row_is_decoded_or_refused() -> None:
     for raw in corpus("decode"):
         check_decoding(raw)
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from babylon_rl.episodes.reading import read_windows, sync_windows
-from babylon_rl.judge.hindsight import HourHindsight, hour_secrets, sync_hindsight
+from babylon_rl.judge.hindsight import hour_secrets, sync_hindsight
 from babylon_rl.judge.leakage import find_leaks
 from babylon_rl.judge.prompt import templates
 from babylon_rl.judge.prompt.templates import fill_template
@@ -21,7 +21,7 @@ from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.store.hindsight import StoredAction, StoredHour, StoredLeak, agent_correctness, stored_leaks
+from babylon_rl.store.hindsight import HourHindsight, StoredAction, StoredHour, StoredLeak, agent_correctness, stored_leaks
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl_tests.expected import SAMPLES
 from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_log, make_step, make_trajectory
