@@ -7,7 +7,7 @@ process ends.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,6 +20,7 @@ from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store import benchmarks, live_usage
 from babylon_rl.store import scores as scores_store
 from babylon_rl.store.batches import Batch, read_batches
+from babylon_rl.store.columns import camel
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import process_database
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
@@ -277,6 +278,10 @@ def _series(values: list[Any], dtype: str) -> Any:
     return pandas.Series(values, dtype=dtype)
 
 
+def _by_column(row: Any) -> dict[str, Any]:
+    return {camel(field.name): getattr(row, field.name) for field in fields(row)}
+
+
 def _hour(window: str) -> dict[str, Any]:
     return {"window": window, "windowStart": window_start(window)}
 
@@ -323,12 +328,7 @@ def _batches(source: _Source) -> list[Batch]:
 
 def _batch_rows(source: _Source) -> Iterator[dict[str, Any]]:
     for batch in _batches(source):
-        yield {
-            "batchId": batch.batch_id, "state": batch.state, "version": batch.version, "parentVersion": batch.parent_version,
-            "baseModel": batch.base_model, "backend": batch.backend, "windows": list(batch.windows),
-            "trajectories": batch.trajectories, "attempt": batch.attempt, "loss": batch.loss, "createdAt": batch.created_at,
-            "startedAt": batch.started_at, "completedAt": batch.completed_at, "error": batch.error,
-        }  # fmt: skip
+        yield _by_column(batch) | {"windows": list(batch.windows)}
 
 
 def _step_rows(source: _Source) -> Iterator[dict[str, Any]]:
@@ -339,12 +339,8 @@ def _step_rows(source: _Source) -> Iterator[dict[str, Any]]:
 def _result_rows(source: _Source) -> Iterator[dict[str, Any]]:
     for played in benchmarks.played_results(source.connection, *source.moments):
         result = played.result
-        yield {
-            "model": played.model, "identity": played.identity, "snapshot": result.snapshot, "pnlUsd": result.pnl_usd,
-            "wins": result.wins, "losses": result.losses, "trades": result.trades, "decisions": result.decisions,
-            "invalid": result.invalid, "refused": result.refused, "actions": dict(result.actions), "predictions": result.predictions,
-            "predictionsRight": result.predictions_right, "equityUsd": list(result.equity_usd), "playedAt": played.played_at,
-        }  # fmt: skip
+        lists = {"actions": dict(result.actions), "equityUsd": list(result.equity_usd)}
+        yield _by_column(result) | lists | {"model": played.model, "identity": played.identity, "playedAt": played.played_at}
 
 
 def _call_rows(source: _Source) -> Iterator[dict[str, Any]]:

@@ -256,11 +256,7 @@ async def read_json(receive: Receive, content_type: str | None, longest: int, wi
 
 
 def refuse_nesting(document: bytes) -> None:
-    """Refuse JSON that is nested too deeply for any decoder behind.
-
-    Raises:
-        ApiError: it is.
-    """
+    """Refuse JSON that is nested too deeply for any decoder behind. Raises ApiError: it is."""
     if document.count(b"[") + document.count(b"{") > MOST_NESTED:
         brackets = _STRING.sub(b"", document).translate(None, _NOT_BRACKETS)
         if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MOST_NESTED:

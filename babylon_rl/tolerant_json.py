@@ -37,11 +37,7 @@ def read_json(data: bytes | str, *, halves: bool = False) -> Any:
 
 
 def read_exactly(data: bytes) -> tuple[Any, bytes]:
-    """Decode JSON of a client; return it, and its bytes with U+FFFD in the place of half surrogate pairs.
-
-    Raises:
-        NotJson: it is none.
-    """
+    """Decode JSON of a client; return it, and its bytes with U+FFFD in the place of half surrogate pairs. Raises NotJson: it is none."""
     try:
         return msgspec.json.decode(data), data
     except _REFUSALS:

@@ -23,9 +23,9 @@ from babylon_rl.automation.sensors import (
 )
 from babylon_rl.episodes.reading import read_window, read_windows
 from babylon_rl.judge.scoring import stored_scores
-from babylon_rl.serving.dagster_client import RANGE_END, RANGE_START, DagsterClient
+from babylon_rl.serving.admin_api import AdminApi, AdminRequest
+from babylon_rl.serving.dagster_client import RANGE_END, RANGE_START
 from babylon_rl.serving.status import status_document
-from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.live_usage import count_usage
@@ -126,8 +126,7 @@ def _status(world: World) -> None:
 
 
 def _training_data(world: World) -> None:
-    with world.database.connect() as connection:
-        TrainingControl(world.database, world.settings, DagsterClient("http://127.0.0.1:9")).training_data(connection, world.now)
+    AdminApi(world.settings, world.database).training_data(AdminRequest("test", world.now))
 
 
 def _freezing_by_hand(world: World) -> None:

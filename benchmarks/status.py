@@ -12,9 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from babylon_rl.alerts import send_alerts
-from babylon_rl.serving.dagster_client import DagsterClient
+from babylon_rl.serving.admin_api import AdminApi, AdminRequest
 from babylon_rl.serving.status import status_document
-from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings
 from babylon_rl.training.readiness import keep_counts
 from babylon_rl.windows import HOUR, window_of, window_range
@@ -33,13 +32,13 @@ def measure(url: str, home: Path, many: ManyRows) -> None:
     with told(f"reading {settings.lookback_hours} hours"):
         hours = list(window_range(window_of(many.end - settings.lookback_hours * HOUR), window_of(many.end)))
         read_hours(database, settings, hours, now)
-    control = TrainingControl(database, settings, DagsterClient("http://127.0.0.1:9"))
+    api = AdminApi(settings, database)
     with database.connect(autocommit=True) as connection:
         print_times("status without kept counts", database, lambda: status_document(connection, settings, now))
         with told("counting what could train"):
             keep_counts(connection, settings, now)
         print_times("status", database, lambda: status_document(connection, settings, now))
-        print_times("training-data", database, lambda: control.training_data(connection, now))
+        print_times("training-data", database, lambda: api.training_data(AdminRequest("benchmark", now)))
         print_times("alerts", database, lambda: send_alerts(connection, settings, now))
         looked = send_alerts(connection, settings, now).looked
         print_times("alerts, nothing written since the last tick", database, lambda: send_alerts(connection, settings, now, looked))

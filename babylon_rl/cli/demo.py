@@ -5,7 +5,7 @@ Every stage does only missing work, so an interrupted demo resumes where it stop
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -41,16 +41,12 @@ from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import model_of_batch
 from babylon_rl.store.releases import BASE
-from babylon_rl.store.write_ahead import finished_steps
-from babylon_rl.training.backends.cpu import KL_BOUND, RATIO_LIMIT
 
 app = typer.Typer()
 TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
 ITERATIONS = 2
 CONFIRMATION_MARKETS = 24  # a quarter of the usual: the demo ends in minutes, and gives half of the agents a version at once
 QUICK = {"confirmation_markets": CONFIRMATION_MARKETS, "rollout_steps": (50.0, 100.0)}
-# The distance of an iteration's policy from the one that served the recorded calls; docs/explanation/training.md.
-ON_POLICY = ("recordedShare", "ratioAtStart", "ratio", "clippedRatio", "servedKlAtStart", "servedKl", "kl")
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less; with a WANDB_API_KEY the trainer
 # would be a paid one, unless TRAINER says otherwise.
 DEMO_SETTINGS = {"train_rl_local": True, "trainer": "local", "iterations": ITERATIONS, "kl_penalty": 0, "auto_promote": True}
@@ -143,7 +139,6 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
             failure = str(nothing)
             say(f"   No version came of it: {failure}")
         trained = _trained(state, batch_id)
-        _say_on_policy(trained.get("onPolicy", ()), player)
     condition = ", if the gate and a confirmation in fresh markets let it" if state.gate else ", whatever the gate says"
     with stage(state.settings, f"5. Release: {title}the version in front of agents{condition}"):
         released = release(state, trained["modelVersion"], hours)
@@ -158,7 +153,6 @@ def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
         return {"batchId": None, "modelVersion": None}
     with state.database.connect() as connection:
         model, report, batch = model_of_batch(connection, batch_id), read_report(connection, batch_id), read_batch(connection, batch_id)
-        steps = finished_steps(connection, batch_id).values()
     assert model is not None and report is not None and batch is not None
     preflight = batch.preflight or {}
     own = next((row for row in report.rows if row["model"] == model.version), {})
@@ -167,27 +161,7 @@ def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
         "plot": str(report.plot_path), "sequences": preflight.get("sequences"), "scriptedShare": preflight.get("scriptedShare"),
         "reference": report.reference or BASE, "decision": report.decision, "reason": report.reason, "gateMarkets": report.markets,
         "improvement": own.get("improvement"),
-        "onPolicy": [
-            {"iteration": step.iteration} | {name: step.metrics[name] for name in ON_POLICY if step.metrics and name in step.metrics}
-            for step in steps
-        ],
     }  # fmt: skip
-
-
-def _say_on_policy(iterations: Iterable[dict[str, Any]], player: str) -> None:
-    measured = [one for one in iterations if all(name in one for name in ON_POLICY)]
-    for one in measured:
-        say(
-            f"   iteration {one['iteration']}: {one['recordedShare']:.0%} of tokens with the log-probabilities that they were served "
-            f"with; ratio {one['ratioAtStart']:.3f} at the start, {one['ratio']:.3f} on average, {one['clippedRatio']:.3f} clipped; "
-            f"KL {one['servedKlAtStart']:.4f}, {one['servedKl']:.4f}"
-        )
-    if measured:
-        say(
-            f"   Both compare the policy in training with {player}, which served these tokens and is left behind. A few tokens that were "
-            f"rare and became likely make the means large; the loss clips their ratio to {RATIO_LIMIT:g}. Over all choices the policy is "
-            f"{measured[-1]['kl']:.2f} nats a choice from the base (bound {KL_BOUND:g})."
-        )
 
 
 def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 Data changes only through the asset graph.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import Annotated, Any
 
 import typer
@@ -30,7 +29,7 @@ from babylon_rl.training.batches import Trained, pending_batches
 from babylon_rl.training.freezing import count_freezable, freeze_bounds
 from babylon_rl.training.lifecycle import fewer_iterations
 from babylon_rl.training.readiness import readiness, smaller_batch_due, with_smaller_minimum
-from babylon_rl.windows import next_window, utc_now, window_range
+from babylon_rl.windows import utc_now
 
 app = typer.Typer()
 SYNCED = (
@@ -184,28 +183,30 @@ def list_freezable(database: Database, settings: Settings, arguments: TrainArgum
 
 
 def backfill(database: Database, settings: Settings, arguments: TrainArguments) -> None:
-    """Train batch after batch until the hours hold nothing more.
+    """Train batch after batch, newest hours first, until the hours hold nothing more.
 
-    Each continues from the one before. A batch without anything to train is reported and skipped; the next one is frozen from the other
-    hours. With --json the last training is printed with those before it, even after an error.
+    Each continues from the one before. A batch without anything to train is reported, and the next one is frozen from older hours. With
+    --json the last training is printed with those before it, even after an error.
 
     Raises:
         NothingToTrain: nothing was trained.
     """
     trained: list[Trained] = []
-    left: set[str] = set()
     try:
         while True:
-            batch = _next(database, settings, arguments, left)
+            batch = _go_on_or_freeze(database, settings, arguments)
             # --force is for the first batch: later rounds must resume their own batch.
             arguments = replace(arguments, force=False)
             with database.connect() as connection:
-                hours = {episode.window for episode in read_batch_episodes(connection, batch.batch_id)}
+                oldest = min(episode.window for episode in read_batch_episodes(connection, batch.batch_id))
+                reach = arguments.windows or backfill_hours(connection, settings, utc_now())
             try:
                 trained.append(run_training(database, settings, batch.batch_id, arguments.as_json))
             except NothingToTrain as nothing:
-                say(f"{nothing} Going on with other hours.")
-                left |= hours
+                if reach is None or oldest <= reach[0]:
+                    raise
+                say(f"{nothing} Going on with older hours.")
+                arguments = replace(arguments, windows=(reach[0], oldest))
                 continue
             if not arguments.as_json:
                 report_training(trained, settings, False)
@@ -216,34 +217,6 @@ def backfill(database: Database, settings: Settings, arguments: TrainArguments) 
     finally:
         if trained and arguments.as_json:
             report_training(trained, settings, True)
-
-
-def _next(database: Database, settings: Settings, arguments: TrainArguments, left: Collection[str]) -> Batch:
-    """An unfinished batch, else a new one of the hours without ``left``, newest first."""
-    if not left:
-        return _go_on_or_freeze(database, settings, arguments)
-    with database.connect() as connection:
-        now = utc_now()
-        # Hours without a trainable batch are skipped: freeze from the stretches between them, newest first.
-        bounds = freeze_bounds(connection, settings, now, arguments.windows or backfill_hours(connection, settings, now))
-    hours = list(window_range(bounds.first, bounds.end))
-    nothing = NothingToTrain("The hours hold nothing more.")
-    for part in reversed(parts_without(hours, left)):
-        try:
-            return _go_on_or_freeze(database, settings, replace(arguments, windows=part))
-        except NothingToTrain as unfreezable:
-            nothing = unfreezable
-    raise nothing
-
-
-def parts_without(hours: Sequence[str], left: Collection[str]) -> list[tuple[str, str]]:
-    """The stretches (from, to) of consecutive ``hours`` without any of ``left``, in order."""
-    parts = []
-    for is_left, stretch in groupby(hours, key=lambda hour: hour in left):
-        own = list(stretch)
-        if not is_left:
-            parts.append((own[0], next_window(own[-1])))
-    return parts
 
 
 def train_continuously(settings: Settings, given: Mapping[str, Any], arguments: TrainArguments) -> int:

@@ -125,11 +125,7 @@ class TrajectoryRecorder(RecorderCalls):
                 self.end_trajectory(begun, status=status)
 
     def flush(self, timeout_s: float | None = None) -> None:
-        """Wait until every ended trajectory is in the database.
-
-        Raises:
-            DatabaseUnreachable: not within the time.
-        """
+        """Wait until every ended trajectory is in the database. Raises DatabaseUnreachable: not within the time."""
         if self._writer is not None:
             self._writer.flush(timeout_s)
 

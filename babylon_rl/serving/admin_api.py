@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from shutil import copyfileobj
 from typing import Any
@@ -31,7 +32,17 @@ from starlette.types import ASGIApp
 
 from babylon_rl import __version__
 from babylon_rl.api_errors import NOT_JSON, ApiError
-from babylon_rl.errors import BabylonError, CheckpointError, DatabaseError, SettingsError, TrainingPaused, UsageError, first_line
+from babylon_rl.errors import (
+    BabylonError,
+    BatchConflict,
+    CheckpointError,
+    DatabaseError,
+    NothingToTrain,
+    SettingsError,
+    TrainingPaused,
+    UsageError,
+    first_line,
+)
 from babylon_rl.http_server import (
     BODY_TIMEOUT_S,
     ClientGone,
@@ -44,30 +55,36 @@ from babylon_rl.http_server import (
     server_config,
     url_of,
 )
+from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
 from babylon_rl.logs import start_logs
 from babylon_rl.serving import ab_tests, releases
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.access import Access, Client, MinuteBudget, key_hash
 from babylon_rl.serving.admin_page.app import PATH, AdminPage, Logins
 from babylon_rl.serving.admin_shapes import Operation, openapi_document
-from babylon_rl.serving.dagster_client import DagsterClient
+from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient, trained_assets, training_tags
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.metrics import pipeline_metrics
 from babylon_rl.serving.status import automation_document, status_document
 from babylon_rl.serving.status_shapes import ModelDocument, ReadinessDocument, Shape, StatusDocument
-from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings
+from babylon_rl.store.batches import Batch
 from babylon_rl.store.client_keys import ClientKey
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.releases import Rollout, read_tests
-from babylon_rl.training.batches import cancel_batch
+from babylon_rl.store.training_status import hour_totals, lock_trigger, recent_trajectories
+from babylon_rl.training.batches import cancel_batch, fail_stuck, pending_batches
+from babylon_rl.training.freezing import freeze, freeze_bounds
 from babylon_rl.training.importing import ImportedWeights, import_version
-from babylon_rl.training.readiness import readiness
-from babylon_rl.windows import moment, utc_now
+from babylon_rl.training.readiness import Readiness, freeze_when_ready, readiness, sampled_quality
+from babylon_rl.windows import moment, utc_now, window_stretches
 
 BODY_LIMIT = 256 * 1024
+TRAJECTORIES_SHOWN = 10
+MOST_RUNS = 5  # of one scoring check; the next continues
 STARTS_A_MINUTE = 12  # of trainings and scorings, for all clients together
 _ADMIN, _CRON = "/api/admin/training", "/api/cron"
 _AB_TESTS = "/api/admin/ab-tests"
@@ -93,7 +110,7 @@ class AdminApi:
         self, settings: Settings, database: Database, *, starts_a_minute: int = STARTS_A_MINUTE, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.settings, self.database = settings, database
-        self.control = TrainingControl(database, settings, DagsterClient(settings.dagster_url))
+        self.dagster = DagsterClient(settings.dagster_url)
         self.access = Access()
         self.logins = Logins()
         self.state = LiveState(settings, self.access)
@@ -118,7 +135,8 @@ class AdminApi:
             return ReadinessDocument.of(readiness(connection, self.settings, request.now))
 
     def trigger(self, request: AdminRequest) -> Shape:
-        return self.control.trigger(request.now, force=request.body.force, batch_size=request.body.batch_size)
+        body: shapes.TriggerRequest = request.body
+        return self._start(request.now, body)
 
     def cancel(self, request: AdminRequest) -> Shape:
         body: shapes.CancelRequest = request.body
@@ -128,8 +146,26 @@ class AdminApi:
         return shapes.CancelDocument(job_id=batch.batch_id, status=batch.state, message=message)
 
     def training_data(self, request: AdminRequest) -> Shape:
+        settings, now = self.settings, request.now
         with self.database.connect() as connection:
-            return self.control.training_data(connection, request.now)
+            bounds = freeze_bounds(connection, settings, now)
+            totals = hour_totals(connection, bounds.first, bounds.end)
+            recent = [shapes.TrajectoryDocument.of(row) for row in recent_trajectories(connection, now, TRAJECTORIES_SHOWN)]
+            quality = document_of(sampled_quality(connection, settings, now))
+        hours = [
+            shapes.HourDocument(window_id=hour.window, trajectory_count=hour.trajectories, avg_steps=hour.mean_steps, avg_pnl=hour.mean_pnl)
+            for hour in totals
+        ]
+        least = settings.min_agents_per_window
+        ready = [document for document, hour in zip(hours, totals, strict=True) if hour.usable_episodes >= least]
+        summary = shapes.DataSummary(
+            total_trajectories=sum(hour.trajectory_count for hour in hours),
+            total_windows=len(hours),
+            ready_windows=len(ready),
+            min_agents_required=least,
+        )
+        data = shapes.TrainingData(summary=summary, windows=hours, ready_windows=ready, recent_trajectories=recent, quality_metrics=quality)
+        return shapes.TrainingDataDocument(data=data)
 
     def models(self, request: AdminRequest) -> Shape:
         with self.database.connect() as connection:
@@ -180,7 +216,7 @@ class AdminApi:
         started = time.monotonic()
         with self.database.connect() as connection:
             ready = readiness(connection, self.settings, request.now)
-            scoring = self.control.score_settled(connection, ready)
+            scoring = self._score_settled(connection, ready)
             status = automation_document(connection, self.settings, request.now)
         return shapes.TrainingCheckDocument(
             duration=round((time.monotonic() - started) * 1000), timestamp=moment(request.now) or "", scoring=scoring,
@@ -189,7 +225,7 @@ class AdminApi:
 
     def cron_training(self, request: AdminRequest) -> Shape:
         try:
-            started = self.control.trigger(request.now)
+            started = self._start(request.now, shapes.TriggerRequest())
             message, job_id = started.message, started.job_id
         except BabylonError as refused:
             # A refusal is an ordinary answer here: a scheduler calls this every day.
@@ -202,6 +238,56 @@ class AdminApi:
                 readiness=ReadinessDocument.of(readiness(connection, self.settings, request.now)),
                 status=automation_document(connection, self.settings, request.now),
             )  # fmt: skip
+
+    def _start(self, now: datetime, asked: shapes.TriggerRequest) -> shapes.TriggerDocument:
+        """Freeze a batch and launch its run.
+
+        Raises:
+            BatchConflict: a job is unfinished, without ``force``.
+            NothingToTrain: nothing can be frozen or, without ``force``, it is not ready.
+            ApiError: Dagster does not answer; nothing was frozen.
+        """
+        # Asked first: a batch that nobody runs would hold its trajectories.
+        self.dagster.live_runs(job=TRAIN_JOB)
+        # A connection of its own holds the lock, as freezing commits transactions of its own meanwhile.
+        with self.database.connect() as guard, guard.transaction():
+            lock_trigger(guard)
+            with self.database.connect(autocommit=True) as connection:
+                batch = self._freeze(connection, now, asked)
+        try:
+            tags = training_tags(self.settings, batch.backend)
+            run_id = self.dagster.launch_training(batch.batch_id, trained_assets(self.settings), tags)
+            message = f"Froze {batch.trajectories} trajectories; their run is launched."
+        except ApiError as late:
+            run_id, message = None, f"Froze {batch.trajectories} trajectories; the sensor start_training launches their run. {late.message}"
+        return shapes.TriggerDocument(job_id=batch.batch_id, run_id=run_id, message=message)
+
+    def _freeze(self, connection: Connection, now: datetime, asked: shapes.TriggerRequest) -> Batch:
+        fail_stuck(connection, now)
+        pending = pending_batches(connection)
+        if pending and not asked.force:
+            raise BatchConflict(f"{pending[0].batch_id} is {pending[0].state}; with force another job is queued behind it.")
+        most = asked.batch_size or self.settings.training_max_trajectories
+        if asked.force:
+            forced = freeze(connection, self.settings, now, max_trajectories=most, seed=int(now.timestamp()))
+            batch, reason = forced.batch, forced.reason
+        else:
+            start = freeze_when_ready(connection, self.settings, now, most=most)
+            batch, reason = start.batch, start.reason
+        if batch is None:
+            raise NothingToTrain(reason)
+        return batch
+
+    def _score_settled(self, connection: Connection, ready: Readiness) -> shapes.Scoring:
+        """Launch runs that score settled hours without scores, unless under way."""
+        hours = unscored_hours(connection, list(ready.groups))
+        if not hours:
+            return shapes.Scoring(hours=0, run_ids=[], message="Every settled hour has scores.")
+        live = self.dagster.live_runs(job=SCORE_JOB)
+        if live:
+            return shapes.Scoring(hours=len(hours), run_ids=live, message="A run scores hours now.")
+        runs = [self.dagster.launch_scoring(first, last) for first, last in islice(window_stretches(hours, HOURS_PER_RUN), MOST_RUNS)]
+        return shapes.Scoring(hours=len(hours), run_ids=runs, message=f"Launched {len(runs)} runs that score hours.")
 
     def _deployment(self, connection: Connection, rollout: Rollout, now: datetime) -> shapes.DeploymentDocument:
         updated = releases.agents_updated(connection, self.settings, now)

@@ -22,10 +22,7 @@ class RequestShape(msgspec.Struct, kw_only=True, rename="camel", forbid_unknown_
 
 
 class TriggerRequest(RequestShape):
-    """Start of a training.
-
-    ``force``: also while it is not ready, and behind a job that runs.
-    """
+    """Start of a training. ``force``: also while it is not ready, and behind a job that runs."""
 
     force: bool = False
     batch_size: Annotated[int, Meta(ge=1, le=1_000_000, description="The most trajectories to freeze.")] | None = None
@@ -54,10 +51,7 @@ class CancelRequest(RequestShape):
 
 
 class UploadMetadata(RequestShape):
-    """Facts of an upload.
-
-    The registered version that it continues, and the SHA-256 of its file. ``notes`` are kept with the version.
-    """
+    """The registered version that an upload continues, and the SHA-256 of its file. ``notes`` are kept with the version."""
 
     parent: Version
     sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")]
@@ -73,10 +67,7 @@ class ErrorReply(Shape):
 
 
 class TriggerDocument(Shape):
-    """A training that was started.
-
-    ``runId`` is null if Dagster did not take the run at once: its sensor starts it within a minute.
-    """
+    """A training that was started. ``runId`` is null if Dagster did not take the run at once: its sensor starts it within a minute."""
 
     job_id: str
     run_id: str | None
@@ -150,10 +141,7 @@ class ModelsDocument(Shape):
 
 
 class DeploymentDocument(Shape):
-    """A transition of a release.
-
-    ``agentsUpdated``: agents of the last day that get another version than they had at their last call.
-    """
+    """A release that moved. ``agentsUpdated``: agents of the last day that get another version than they had at their last call."""
 
     agents_updated: int
     deployment_id: str
@@ -183,10 +171,7 @@ class ABTestsDocument(Shape):
 
 
 class ABArmDocument(Shape):
-    """An arm.
-
-    Agents and hours that count, and its mean P&L an agent-hour in dollars with a 95 % interval for one look.
-    """
+    """Agents and hours of an arm that count, and its mean P&L an agent-hour in dollars with a 95 % interval for one look."""
 
     version: str
     share: float
@@ -197,10 +182,7 @@ class ABArmDocument(Shape):
 
 
 class ABDifference(Shape):
-    """Dollars an agent-hour more than the first arm.
-
-    With an interval that holds at every look; null: no bound yet.
-    """
+    """Dollars an agent-hour more than the first arm, with an interval that holds at every look; null: no bound yet."""
 
     mean: float
     low: float | None
@@ -219,10 +201,7 @@ class ABSampleRatio(Shape):
 
 
 class ABTestDocument(Shape):
-    """Result of an A/B test so far, as `babylon-rl ab status NAME --json` prints it.
-
-    ``difference`` is that of the second arm.
-    """
+    """Result of an A/B test so far, as `babylon-rl ab status NAME --json` prints it. ``difference`` is that of the second arm."""
 
     name: str
     state: str
@@ -263,10 +242,7 @@ class TrainingCheckDocument(Shape):
 
 
 class CronTrainingDocument(Shape):
-    """Answer of the daily start.
-
-    ``jobId`` is null if none was started, and ``message`` says why.
-    """
+    """Answer of the daily start. ``jobId`` is null if none was started, and ``message`` says why."""
 
     timestamp: Time
     readiness: ReadinessDocument

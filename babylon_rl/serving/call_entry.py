@@ -13,7 +13,7 @@ from babylon_rl.chats import answered_text, log_probability, plain_messages, rea
 from babylon_rl.errors import RequestRefused, UsageError
 from babylon_rl.recorder.calls import texts_of, token_logprobs
 from babylon_rl.recorder.values import MOST_IN_INTEGER, dump, number, text
-from babylon_rl.serving.server_sent_events import Event, objects, part_of, place_of, read_events
+from babylon_rl.serving.server_sent_events import Event, StreamReader, objects, part_of, place_of
 from babylon_rl.tolerant_json import joined, read_json
 
 _STEP_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
@@ -131,7 +131,7 @@ class _Answer(msgspec.Struct):
 def _read_answer(answer: bytes) -> _Answer:
     # Some servers send blank lines until their answer is there.
     if not answer.lstrip().startswith(b"{"):
-        return _from_events(read_events(answer))
+        return _from_events(StreamReader().feed(answer))
     document = read_json(answer)
     choices = objects(document["choices"])
     return _from_choices(document.get("model"), [(choice, _answer_tokens(choice, part_of(choice, "message"))) for choice in choices])

@@ -107,18 +107,6 @@ def client(version: str | None = None, *, agent_id: str | None = None, settings:
     return ChatClient(asked.base_url, asked.api_key, asked.model)
 
 
-def openai_client(version: str | None = None, *, agent_id: str | None = None, settings: Settings | None = None) -> "OpenAI":
-    """OpenAI's own client at the address of a version, or of the model that this agent gets.
-
-    The name to ask it for is ``model`` of `get_model_for_inference`.
-
-    Raises:
-        ModelUnavailable: there is no such version.
-        MissingPackage: openai is not installed.
-    """
-    return get_model_for_inference(agent_id, model=version, settings=settings).openai_client()
-
-
 def _route(settings: Settings, agent_id: str | None, model: str | None) -> Route:
     try:
         return route(_table(settings), settings, model, agent_id)

@@ -116,20 +116,6 @@ class StreamReader:
         return event
 
 
-def read_events(events: bytes) -> list[Event]:
-    """Return whole events, as of a recorded stream, without looking at errors and the end of the answer."""
-    found, begin = [], 0
-    for boundary in _BOUNDARY.finditer(events):
-        raw, begin = events[begin : boundary.end()], boundary.end()
-        payload = _fields(raw)[1]
-        try:
-            document = {} if payload == _END else read_json(payload, halves=True)
-        except NotJson:
-            document = {}
-        found.append(Event(raw, document if isinstance(document, dict) else {}, closes=payload == _END))
-    return found
-
-
 def has_content(choice: Mapping[str, Any]) -> bool:
     """Return True if a piece of a choice holds more than the role."""
     return any(value for name, value in part_of(choice, "delta").items() if name != "role")

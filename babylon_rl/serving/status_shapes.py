@@ -28,12 +28,7 @@ class Shape(msgspec.Struct, kw_only=True, rename="camel"):
 
 
 class DataCollection(Shape):
-    """Trajectories of the last 24 hours and 7 days, by the hours they belong to.
-
-    The rate is that of the last day.
-
-    ``newestAt`` is the end of the newest trajectory.
-    """
+    """Trajectories by the hours they belong to; the rate is that of the last day, ``newestAt`` the end of the newest one."""
 
     last24h: int
     last7d: int
@@ -46,9 +41,8 @@ class ProgressDocument(Shape):
     """Progress of the current job.
 
     ``fraction`` is 0 to 1, by optimizer steps, its end as fitted to ``fittedTo`` past runs and to its own pace. ``step`` of ``steps`` are
-    those of the iteration that runs, ``iteration`` the finished ones; ``activity`` says in words what the job does.
-
-    ``etaError``: mean relative error with which past runs predict each other; null below two.
+    those of the iteration that runs, ``iteration`` the finished ones. ``etaError``: mean relative error with which past runs predict each
+    other; null below two.
     """
 
     batch_id: str
@@ -68,10 +62,7 @@ class ProgressDocument(Shape):
 
 
 class AgreementDocument(Shape):
-    """Newest calibration of the judge.
-
-    Rank correlation of its scores with expected P&L, and its interval.
-    """
+    """Newest calibration of the judge: rank correlation of its scores with expected P&L, and its interval."""
 
     judge: str
     mean: float
@@ -82,9 +73,7 @@ class AgreementDocument(Shape):
 
 
 class JudgeDocument(Shape):
-    """The judge.
-
-    Hours of the look-back with current scores, hours without and the newest reason, agreement, and dollars.
+    """Hours of the look-back with and without current scores, agreement, and dollars of the judge.
 
     ``hours_by_other_rules`` have scores of another judge, or from before a rule or a setting changed, which cost ``other_rules_usd`` then
     (None: not known). ``unpriced`` counts the answers of today whose price is not known.
@@ -105,10 +94,7 @@ class JudgeDocument(Shape):
 
 
 class LineageDocument(Shape):
-    """A version with its parent and the gate's evidence.
-
-    Dollars an hour above the reference, with the 95 % interval.
-    """
+    """A version with its parent, and the gate's evidence: dollars an hour above the reference, with the 95 % interval."""
 
     version: str
     parent: str | None
@@ -156,10 +142,7 @@ class AlertDocument(Shape):
 
 
 class Health(Shape):
-    """Health of each part.
-
-    ``wandb``: trainings are sent there. ``details`` says of each how it was found.
-    """
+    """Which parts work (``wandb``: trainings are sent there), and how each was found."""
 
     database: bool
     storage: bool
@@ -179,10 +162,7 @@ class TrajectoryMeans(Shape):
 
 
 class TrajectoryStats(Shape):
-    """All recorded trajectories.
-
-    ``counted`` is exact or, of a large table, estimated (the means then are a sample's).
-    """
+    """All recorded trajectories. ``counted`` is exact or, of a large table, estimated (the means then are a sample's)."""
 
     count: int = msgspec.field(name="_count")
     means: TrajectoryMeans = msgspec.field(name="_avg")
@@ -190,10 +170,7 @@ class TrajectoryStats(Shape):
 
 
 class BatchDocument(Shape):
-    """A training job.
-
-    ``batchId`` is the job's id. ``foreign`` is false: it is a batch of this pipeline.
-    """
+    """A training job. ``batchId`` is the job's id. ``foreign`` is false: it is a batch of this pipeline."""
 
     batch_id: str
     status: str
@@ -262,10 +239,7 @@ class ReadinessStats(Shape):
 
 
 class ReadinessDocument(Shape):
-    """Readiness as `babylon-rl ready --json` shows it.
-
-    ``countedAt`` is null for counts made for this answer.
-    """
+    """Readiness as `babylon-rl ready --json` shows it. ``countedAt`` is null for counts made for this answer."""
 
     ready: bool
     reason: str
@@ -282,10 +256,7 @@ class ReadinessDocument(Shape):
 
 
 class TrainingJobs(Shape):
-    """Jobs of training.
-
-    The oldest unfinished job, the end of the newest completed one, and when the next is due (null: at once).
-    """
+    """The oldest unfinished job, the end of the newest completed one, and when the next is due (null: at once)."""
 
     current_job: BatchDocument | None
     last_completed: Time | None
@@ -315,12 +286,7 @@ class Automation(Shape):
 
 
 class StatusDocument(Shape):
-    """State of the system.
-
-    ``degraded`` when a part of its health but Weights & Biases does not work.
-
-    ``progress`` is null without a current job, ``rollout`` without a version on trial or released.
-    """
+    """State of the system; ``degraded`` when a part of its health but Weights & Biases does not work."""
 
     status: Literal["healthy", "degraded"]
     automation: Automation

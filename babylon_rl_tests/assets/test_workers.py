@@ -31,8 +31,9 @@ from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.schedules import train_daily
 from babylon_rl.automation.sensors import start_training
 from babylon_rl.errors import MissingPackage, SettingsError, UsageError
-from babylon_rl.serving.dagster_client import QUEUE_TAG, DagsterClient, training_tags
-from babylon_rl.serving.training_control import TrainingControl
+from babylon_rl.serving.admin_api import AdminApi, AdminRequest
+from babylon_rl.serving.admin_shapes import TriggerRequest
+from babylon_rl.serving.dagster_client import QUEUE_TAG, training_tags
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import Database
 from babylon_rl.training.freezing import freeze
@@ -184,8 +185,8 @@ def test_with_workers_training_and_evidence_are_runs_of_their_own(
         (daily,) = train_daily.evaluate_tick(context).run_requests
     (request,) = ask(spread, start_training).run_requests
     with dagster_stand_in() as webserver:
-        control = TrainingControl(spread.babylon.database, spread.babylon.settings, DagsterClient(webserver.url))
-        control.trigger(spread.babylon.now(), force=True)
+        api = AdminApi(spread.babylon.settings.model_copy(update={"dagster_url": webserver.url}), spread.babylon.database)
+        api.trigger(AdminRequest("test", spread.babylon.now(), TriggerRequest(force=True)))
     assert [names(daily), names(request), *webserver.selected] == [assets] * 3
     queue = None if broker is None else "trainer"
     assert [daily.tags.get(QUEUE_TAG), request.tags.get(QUEUE_TAG)] == [queue] * 2

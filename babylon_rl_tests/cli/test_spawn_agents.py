@@ -122,20 +122,6 @@ def test_the_verdict_claims_an_improvement_only_when_its_interval_excludes_zero(
     assert demo.verdict(make_result(row)).startswith(said)
 
 
-def test_the_demo_says_what_ratio_and_kl_compare_and_what_bounds_them(capsys: pytest.CaptureFixture[str]) -> None:
-    measured = {
-        "iteration": 2, "recordedShare": 0.17, "ratioAtStart": 0.543, "ratio": 2.987, "clippedRatio": 0.644, "servedKlAtStart": 1.4779,
-        "servedKl": 3.6723, "kl": 1.852,
-    }  # fmt: skip
-    demo._say_on_policy([measured], "v1.0.0")
-    said = " ".join(capsys.readouterr().err.split())
-    assert "ratio 0.543 at the start, 2.987 on average, 0.644 clipped; KL 1.4779, 3.6723" in said
-    assert "the policy in training with v1.0.0, which served these tokens" in said and "the loss clips their ratio to 5" in said
-    assert "1.85 nats a choice from the base (bound 4)" in said
-    demo._say_on_policy([{"iteration": 1}], "base")  # of another trainer nothing is measured
-    assert capsys.readouterr().err == ""
-
-
 def test_a_line_of_the_table_leaves_empty_what_is_not_known() -> None:
     cells = [column.cell(make_row("base", None)) for column in demo_columns("base")]
     assert cells == ["base", "+80", "+10 to +150", None, None, None, None, "61 %", None, None, "20 %"]

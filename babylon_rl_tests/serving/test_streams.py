@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.serving.server_sent_events import StreamReader, read_events
+from babylon_rl.serving.server_sent_events import StreamReader
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.repeatable import repeatable
@@ -48,7 +48,8 @@ def ask(gateway: RunningGateway, stream: bool = True, **fields: Any) -> tuple[in
 
 def text(content: bytes) -> str:
     """The text of a stream, as a client reads it."""
-    return "".join((choice.get("delta") or {}).get("content") or "" for one in read_events(content + b"\n\n") for choice in one.choices)
+    events = StreamReader().feed(content + b"\n\n")
+    return "".join((choice.get("delta") or {}).get("content") or "" for event in events for choice in event.choices)
 
 
 def recorded(database: Database, calls: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pytest
 
 from babylon_rl.cli import run, training_batches
 from babylon_rl.cli.options import pinned_windows
-from babylon_rl.cli.training import parts_without, train_as, train_continuously
+from babylon_rl.cli.training import train_as, train_continuously
 from babylon_rl.cli.training_batches import TrainArguments, choose_batch, read_new_hours
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.errors import BatchConflict, NothingToTrain, UsageError
@@ -24,7 +24,7 @@ from babylon_rl.store.freezing import lock_freezing
 from babylon_rl.store.registry import read_models
 from babylon_rl.training.batches import cancel_batch, pending_batches
 from babylon_rl.training.freezing import freeze
-from babylon_rl.windows import HOUR, newest_complete, utc_now, window_of, window_range, window_start
+from babylon_rl.windows import HOUR, newest_complete, utc_now, window_of, window_start
 from babylon_rl_tests.rows import insert, make_group
 from babylon_rl_tests.training.sample import NOW, value
 
@@ -100,7 +100,7 @@ def test_a_backfill_says_what_teaches_nothing_and_goes_on_with_older_hours(graph
     train_as("backfill", graph, back, TrainArguments(as_json=True))
     printed = capsys.readouterr()
     assert json.loads(printed.out)["modelVersion"] == ours(connection)[-1] and len(ours(connection)) == 1
-    assert printed.err.count("Going on with other hours.") == 2
+    assert printed.err.count("Going on with older hours.") == 2
     assert sorted(batch.state for batch in read_batches(connection)) == ["completed", "failed", "failed"]
 
 
@@ -112,12 +112,6 @@ def test_a_backfill_of_which_a_service_takes_nothing_tries_each_hour_once(graph,
     failed = read_batches(connection)
     assert capsys.readouterr().err.count("has no trainable token") == len(failed) == 7
     assert len({batch.batch_id for batch in failed}) == 7 and stand_in.service.requests == []
-
-
-def test_the_hours_that_are_left_out_split_a_range():
-    hours = list(window_range("2025-10-29T10:00", "2025-10-29T16:00"))
-    assert parts_without(hours, {hours[1], hours[2], hours[5]}) == [(hours[0], hours[1]), (hours[3], hours[5])]
-    assert parts_without(hours, set(hours)) == [] and parts_without(hours, ()) == [(hours[0], "2025-10-29T16:00")]
 
 
 def test_a_backfill_reaches_back_so_many_hours_from_the_newest_that_holds_rows(read_sample, connection, settings):
