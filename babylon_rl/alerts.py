@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from http.client import HTTPException
 from statistics import fmean
+from typing import NamedTuple
 
 from babylon_rl.judge.consensus import rank_with_pnl
 from babylon_rl.reporting.numbers import cut
@@ -84,6 +85,13 @@ class Sent:
         return " ".join(parts) or "Nothing to send."
 
 
+class Channel(NamedTuple):
+    """Address of a receiver, and the JSON that it takes of a text."""
+
+    url: str
+    body_of: Callable[[str], object]
+
+
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """A receiver does not choose which address of this network is asked: a redirect is a refusal."""
 
@@ -92,10 +100,6 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 _OPENER = urllib.request.build_opener(_NoRedirects())
-
-
-class DeliveryFailed(Exception):
-    """A channel did not take an alert; the message says why, without its address."""
 
 
 def send_alerts(connection: Connection, settings: Settings, now: datetime, looked: str | None = None) -> Sent:
@@ -132,7 +136,7 @@ def send_test(settings: AlertSettings, now: datetime) -> Sent:
     """Send a test message to every channel that is set."""
     alert = StoredAlert("test", "test", "This is a test.", "Nothing: alerts arrive here.", now, now, now, None, None, (), 0, None)
     sent, channels = Sent(), _channels(settings)
-    sent.failures = {name: failure for name, deliver in channels.items() if (failure := _failure(deliver, alert)) is not None}
+    sent.failures = {name: failure for name, channel in channels.items() if (failure := _failure(channel, alert)) is not None}
     sent.causes = [name for name in channels if name not in sent.failures]
     return sent
 
@@ -156,11 +160,11 @@ def _send_due(connection: Connection, settings: AlertSettings, now: datetime) ->
                 break
             tried.append(alert.cause)
             done = list(alert.channels)
-            for name, deliver in channels.items():
+            for name, channel in channels.items():
                 # A channel that failed in this tick is not asked again: it would hold up the others.
                 if name in done or name in sent.failures:
                     continue
-                if (failure := _failure(deliver, alert)) is None:
+                if (failure := _failure(channel, alert)) is None:
                     done.append(name)
                 else:
                     sent.failures[name] = failure
@@ -171,33 +175,23 @@ def _send_due(connection: Connection, settings: AlertSettings, now: datetime) ->
     return sent
 
 
-def _failure(deliver: Callable[[StoredAlert], None], alert: StoredAlert) -> str | None:
-    """Deliver an alert; the reason why it failed, None if it did not."""
-    try:
-        deliver(alert)
-    except DeliveryFailed as failed:
-        return str(failed)
-    except Exception as failed:  # a tick that ended here would forget which channels have taken it
-        return f"{type(failed).__name__} in its delivery"  # whose message may hold an address
-    return None
-
-
-def _channels(settings: AlertSettings) -> dict[str, Callable[[StoredAlert], None]]:
-    channels: dict[str, Callable[[StoredAlert], None]] = {}
+def _channels(settings: AlertSettings) -> dict[str, Channel]:
+    channels: dict[str, Channel] = {}
     if settings.discord_webhook_url is not None:
-        discord = settings.discord_webhook_url.get_secret_value()
         # A name or group in the text notifies nobody there.
-        channels["discord"] = lambda alert: _post(
-            discord, {"content": cut(message(alert), _DISCORD_CHARACTERS), "allowed_mentions": {"parse": []}}, alert
+        mentions: dict[str, list[str]] = {"parse": []}
+        channels["discord"] = Channel(
+            settings.discord_webhook_url.get_secret_value(),
+            lambda text: {"content": cut(text, _DISCORD_CHARACTERS), "allowed_mentions": mentions},
         )
     if settings.alert_webhook_url is not None:
-        webhook = settings.alert_webhook_url.get_secret_value()
         # Slack takes <, > and & for markup.
-        channels["webhook"] = lambda alert: _post(webhook, {"text": html.escape(message(alert), quote=False)}, alert)
+        channels["webhook"] = Channel(settings.alert_webhook_url.get_secret_value(), lambda text: {"text": html.escape(text, quote=False)})
     return channels
 
 
-def _post(url: str, body: object, alert: StoredAlert) -> None:
+def _failure(channel: Channel, alert: StoredAlert) -> str | None:
+    """Send an alert to a channel; the reason why it was not taken, without the channel's address, None if it was."""
     # The key lets a receiver that answered too late recognize the second try.
     headers = {
         "content-type": "application/json",
@@ -205,14 +199,17 @@ def _post(url: str, body: object, alert: StoredAlert) -> None:
         "idempotency-key": f"{alert.cause} {alert.first_seen_at.isoformat()}".encode("ascii", "replace").decode(),
     }
     try:
-        with _OPENER.open(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=TIMEOUT_S):
-            pass
+        body = json.dumps(channel.body_of(message(alert))).encode()
+        with _OPENER.open(urllib.request.Request(channel.url, body, headers), timeout=TIMEOUT_S):
+            return None
     except urllib.error.HTTPError as refused:
         refused.close()
-        raise DeliveryFailed(f"status {refused.code}") from None
+        return f"status {refused.code}"
     except (OSError, HTTPException, ValueError) as failed:
         reason = failed.reason if isinstance(failed, urllib.error.URLError) else failed
-        raise DeliveryFailed(str(reason).replace(url, "***") or type(failed).__name__) from None
+        return str(reason).replace(channel.url, "***") or type(failed).__name__
+    except Exception as failed:  # a tick that ended here would forget which channels have taken it
+        return f"{type(failed).__name__} in its delivery"  # whose message may hold an address
 
 
 def _training_failed(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -48,11 +47,6 @@ _OF_PROXIES = frozenset({
 _PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".home.arpa")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
-_STEPS = [0] * 256
-for _byte in b"[{":
-    _STEPS[_byte] = 1
-for _byte in b"]}":
-    _STEPS[_byte] = -1
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
@@ -259,8 +253,12 @@ def refuse_nesting(document: bytes) -> None:
     """Refuse JSON that is nested too deeply for any decoder behind. Raises ApiError: it is."""
     if document.count(b"[") + document.count(b"{") > MOST_NESTED:
         brackets = _STRING.sub(b"", document).translate(None, _NOT_BRACKETS)
-        if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MOST_NESTED:
-            raise ApiError(400, f"The JSON is nested too deeply: at most {MOST_NESTED} lists and objects in each other.", "invalid_json")
+        depth = 0
+        for bracket in brackets:
+            depth += 1 if bracket in b"[{" else -1
+            if depth > MOST_NESTED:
+                message = f"The JSON is nested too deeply: at most {MOST_NESTED} lists and objects in each other."
+                raise ApiError(400, message, "invalid_json")
 
 
 async def read_body(receive: Receive, longest: int, within_s: float) -> bytes:

@@ -4,12 +4,9 @@ An event loop swallows an exception that a signal's handler raises inside one of
 """
 
 import asyncio
-import contextvars
 import threading
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from collections.abc import Coroutine
 from contextlib import suppress
-from functools import partial
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -17,34 +14,24 @@ Result = TypeVar("Result")
 
 def run_coroutine(work: Coroutine[Any, Any, Result]) -> Result:
     """``asyncio.run`` in a thread; an interrupt of the caller cancels the work, waits for its end, and is raised."""
-    ended: Future[Result] = Future()
-    cancel: Callable[[], object] | None = None
-    interrupted = False
-
-    async def main() -> Result:
-        nonlocal cancel
-        task = asyncio.ensure_future(work)
-        cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
-        if interrupted:  # while the thread started
-            task.cancel()
-        return await task
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+    loop = runner.get_loop()
+    task, ended = loop.create_task(work), threading.Event()
 
     def run() -> None:
-        try:
-            ended.set_result(asyncio.run(main()))
-        except BaseException as failed:
-            ended.set_exception(failed)
+        with suppress(BaseException), runner:  # the task keeps its error
+            loop.run_until_complete(task)
+        ended.set()
 
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="event-loop", daemon=True)
+    thread = threading.Thread(target=run, name="event-loop", daemon=True)
     try:
         thread.start()
-        return ended.result()
+        ended.wait()
     except BaseException:
-        interrupted = True
-        if cancel is not None and not ended.done():
-            with suppress(RuntimeError):  # it ended meanwhile
-                cancel()
+        with suppress(RuntimeError):  # it ended meanwhile
+            loop.call_soon_threadsafe(task.cancel)
         raise
     finally:
         if thread.ident is not None:
             thread.join()
+    return task.result()

@@ -55,14 +55,6 @@ class Span:
                 if value is not None:
                     self._inner.set_attribute(_CONVENTIONS.get(name, f"babylon.{name}"), value)
 
-    def failed(self, error: str) -> None:
-        """Mark it as failed by an error's class or a short cause, never by a message."""
-        if self._inner is not None:
-            from opentelemetry.trace import StatusCode
-
-            self._inner.set_status(StatusCode.ERROR)
-            self.note(error=error)
-
 
 class _Tracing:
     def __init__(self, endpoint: str, redactor: Redactor) -> None:
@@ -135,7 +127,7 @@ def span(name: str, kind: Kind = "internal", **attributes: Attribute) -> Abstrac
 
 @contextmanager
 def _opened(tracing: _Tracing, name: str, kind: Kind, attributes: Mapping[str, Attribute]) -> Iterator[Span]:
-    from opentelemetry.trace import SpanKind
+    from opentelemetry.trace import SpanKind, StatusCode
     from structlog.contextvars import get_contextvars
 
     fields = get_contextvars()
@@ -154,7 +146,8 @@ def _opened(tracing: _Tracing, name: str, kind: Kind, attributes: Mapping[str, A
     try:
         yield traced
     except BaseException as error:
-        traced.failed(type(error).__name__)
+        inner.set_status(StatusCode.ERROR)
+        traced.note(error=type(error).__name__)
         raise
     finally:
         opened.__exit__(None, None, None)

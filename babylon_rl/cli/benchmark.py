@@ -28,6 +28,7 @@ from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.market.headlines import EDITIONS, HELD_OUT
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.config import ScenarioConfig
+from babylon_rl.market.simulation.config import preset as named_preset
 from babylon_rl.market.simulation.games import Game
 from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME
 from babylon_rl.market.simulation.strategies import PLAYERS
@@ -208,7 +209,15 @@ def generate(
         "seed": int(seed) if seed is not None and re.fullmatch(r"-?\d+", seed) else seed,
         "start_ms": None if start is None else int(window_start(start).replace(tzinfo=UTC).timestamp() * 1000),
     }
-    config = _config(preset, edition, {name: value for name, value in options.items() if value is not None})
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    try:
+        # A length without a preset means the usual market; neither means DEFAULT_PRESET.
+        if preset is None and minutes is not None:
+            config = ScenarioConfig(edition=edition, **given)
+        else:
+            config = named_preset(DEFAULT_PRESET if preset is None else preset, edition=edition, **given)
+    except MarketError as error:
+        raise UsageError(str(error)) from error
     snapshot = from_scenario(benchmark_scenario(config))
     errors, warnings = validate(snapshot)
     if errors:
@@ -241,22 +250,3 @@ def generate(
         f"From {best.start_balance:,.0f} $ an agent that knows the market to its end earns {best.pnl:,.0f} $."
     )
     emit(document, [says], as_json)
-
-
-def _config(preset: str | None, edition: str, changes: dict[str, Any]) -> ScenarioConfig:
-    """The configuration of a preset with the changes from options.
-
-    Without a preset, ``minutes`` of the usual market.
-
-    Raises:
-        UsageError: no such preset, or a value out of range.
-    """
-    from babylon_rl.market.simulation.config import preset as named
-
-    try:
-        # A length without a preset means the usual market; neither means DEFAULT_PRESET.
-        if preset is None and "minutes" in changes:
-            return ScenarioConfig(edition=edition, **changes)
-        return named(preset if preset is not None else DEFAULT_PRESET, edition=edition, **changes)
-    except MarketError as error:
-        raise UsageError(str(error)) from error

@@ -178,16 +178,14 @@ def _wait(group: int, awaited: Collection[psutil.Process], limit_s: float, hurri
 
 def _family(group: int) -> set[psutil.Process]:
     """The living members of a process group, and all their descendants."""
-    family: set[psutil.Process] = set()
     children: dict[int, list[psutil.Process]] = {}
+    parents = []
     for process in psutil.process_iter(["ppid"]):
         children.setdefault(process.info["ppid"], []).append(process)
-        try:
+        with suppress(ProcessLookupError, PermissionError):
             if os.getpgid(process.pid) == group:
-                family.add(process)
-        except (ProcessLookupError, PermissionError):
-            continue
-    parents = list(family)
+                parents.append(process)
+    family = set(parents)
     while parents:
         parents = [child for parent in parents for child in children.get(parent.pid, []) if child not in family]
         family.update(parents)

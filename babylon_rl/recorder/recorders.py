@@ -8,7 +8,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import datetime
-from types import TracebackType
 from typing import Any, Self
 
 from babylon_rl.recorder.core import RecorderCalls, new_uuid, require_all, status_after
@@ -139,7 +138,7 @@ class TrajectoryRecorder(RecorderCalls):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         report = self.close()
         if kind is None:
             require_all(report)
@@ -218,7 +217,7 @@ class AsyncTrajectoryRecorder(RecorderCalls):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         report = await self.close()
         if kind is None:
             require_all(report)

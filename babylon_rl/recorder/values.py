@@ -15,22 +15,17 @@ from babylon_rl.errors import UsageError
 
 MOST_IN_INTEGER = 2**31 - 1
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+# After an even number of backslashes; after an odd one it is a text of six characters.
+_ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 def dump(value: Any, name: str) -> str:
     """Encode a payload as compact JSON text that Postgres can hold. Raises UsageError: ``name`` has no form in JSON."""
-    text = _dumped(value, name)
-    # Postgres cannot hold an escaped NUL either.
-    if "\\u0000" in text:
-        text = _dumped(_without_nul(json.loads(text)), name)
-    return _UNSTORABLE.sub("\ufffd", text)
-
-
-def _dumped(value: Any, name: str) -> str:
     try:
-        return _JSON.encode(value)
+        encoded = _JSON.encode(value)
     except (ValueError, TypeError, RecursionError) as refused:
         raise UsageError(f"{name} is not JSON ({refused}): give finite numbers, texts, lists and dicts.") from None
+    return _UNSTORABLE.sub("\ufffd", _ESCAPED_NUL.sub("\\1\ufffd", encoded))
 
 
 def _plain(value: Any) -> Any:
@@ -43,14 +38,6 @@ def _plain(value: Any) -> Any:
 
 
 _JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)
-
-
-def _without_nul(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_without_nul(key): _without_nul(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_nul(entry) for entry in value]
-    return value.replace("\x00", "\ufffd") if isinstance(value, str) else value
 
 
 def mapping(value: Any, name: str) -> dict[str, Any]:
