@@ -57,8 +57,8 @@ from babylon_rl.http_server import (
 )
 from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
 from babylon_rl.logs import start_logs
-from babylon_rl.serving import ab_tests, releases
 from babylon_rl.serving import admin_shapes as shapes
+from babylon_rl.serving import releases
 from babylon_rl.serving.access import Access, Client, MinuteBudget, key_hash
 from babylon_rl.serving.admin_page.app import PATH, AdminPage, Logins
 from babylon_rl.serving.admin_shapes import Operation, openapi_document
@@ -74,7 +74,7 @@ from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.releases import Rollout, read_tests
+from babylon_rl.store.releases import Rollout
 from babylon_rl.store.training_status import hour_totals, lock_trigger, recent_trajectories
 from babylon_rl.training.batches import cancel_batch, fail_stuck, pending_batches
 from babylon_rl.training.freezing import freeze, freeze_bounds
@@ -87,7 +87,6 @@ TRAJECTORIES_SHOWN = 10
 MOST_RUNS = 5  # of one scoring check; the next continues
 STARTS_A_MINUTE = 12  # of trainings and scorings, for all clients together
 _ADMIN, _CRON = "/api/admin/training", "/api/cron"
-_AB_TESTS = "/api/admin/ab-tests"
 _STATUS = {UsageError: 400, SettingsError: 400, CheckpointError: 400, DatabaseError: 503, TrainingPaused: 503}
 
 
@@ -100,7 +99,6 @@ class AdminRequest:
     body: Any = None
     upload: UploadFile | None = None
     version: str = ""
-    name: str = ""
 
 
 class AdminApi:
@@ -201,16 +199,6 @@ class AdminApi:
             with self.database.connect() as connection:
                 model = import_version(connection, self.settings, weights, request.now)
         return shapes.UploadDocument(model=ModelDocument.of(model))
-
-    def ab_tests(self, request: AdminRequest) -> Shape:
-        with self.database.connect() as connection:
-            return shapes.ABTestsDocument(tests=[shapes.ABTestEntry.of(test) for test in read_tests(connection)])
-
-    def ab_test(self, request: AdminRequest) -> Shape:
-        with self.database.connect() as connection:
-            if request.name not in (test.name for test in read_tests(connection)):
-                raise ApiError(404, f"There is no A/B test {request.name}; GET {_AB_TESTS} lists them.", "not_found")
-            return msgspec.convert(ab_tests.report(connection, request.name, self.settings).document, shapes.ABTestDocument)
 
     def training_check(self, request: AdminRequest) -> Shape:
         started = time.monotonic()
@@ -319,11 +307,6 @@ OPERATIONS = [
         "POST", f"{_ADMIN}/upload-model", "Register weights trained elsewhere", shapes.UploadDocument, AdminApi.upload_model,
         upload=True, errors=(409,), starts=True,
     ),
-    Operation("GET", _AB_TESTS, "All A/B tests", shapes.ABTestsDocument, AdminApi.ab_tests),
-    Operation(
-        "GET", f"{_AB_TESTS}/{{name}}", "Arms of an A/B test by what is there so far", shapes.ABTestDocument, AdminApi.ab_test,
-        errors=(404,),
-    ),
     Operation(
         "GET", f"{_CRON}/training-check", "Score what settled", shapes.TrainingCheckDocument, AdminApi.training_check,
         cron=True, errors=(400, 409), starts=True,
@@ -416,7 +399,7 @@ async def _read(api: AdminApi, operation: Operation, request: Request, client: s
     if operation.upload:
         return await _read_upload(api, request, client, files)
     if kind is None:
-        return AdminRequest(client, now, name=request.path_params.get("name", ""))
+        return AdminRequest(client, now)
     content = await read_json(request.receive, request.headers.get("content-type"), BODY_LIMIT, BODY_TIMEOUT_S)
     try:
         return AdminRequest(client, now, msgspec.json.decode(content or b"{}", type=kind))

@@ -153,68 +153,6 @@ class DeploymentDocument(Shape):
     success: Literal[True] = True
 
 
-class ABTestEntry(Shape):
-    """An A/B test without its results; shares are percents of all agents."""
-
-    name: str
-    state: str
-    arms: list[str]
-    shares: list[float]
-    started_at: Time
-
-
-class ABTestsDocument(Shape):
-    """All A/B tests."""
-
-    tests: list[ABTestEntry]
-    success: Literal[True] = True
-
-
-class ABArmDocument(Shape):
-    """Agents and hours of an arm that count, and its mean P&L an agent-hour in dollars with a 95 % interval for one look."""
-
-    version: str
-    share: float
-    agents: int
-    windows: int
-    pnl: float | None
-    interval: tuple[float | None, float | None] | None
-
-
-class ABDifference(Shape):
-    """Dollars an agent-hour more than the first arm, with an interval that holds at every look; null: no bound yet."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    p: float
-    agents: int
-
-
-class ABSampleRatio(Shape):
-    """Agents by arm, counted and as assigned; ``mismatch``: nothing measured can be believed."""
-
-    counts: list[int]
-    expected: list[float]
-    p: float
-    mismatch: bool
-
-
-class ABTestDocument(Shape):
-    """Result of an A/B test so far, as `babylon-rl ab status NAME --json` prints it. ``difference`` is that of the second arm."""
-
-    name: str
-    state: str
-    started_at: Time
-    arms: list[ABArmDocument]
-    difference: ABDifference | None
-    differences: dict[str, ABDifference]
-    sample_ratio: ABSampleRatio
-    spillover: str
-    verdict: str
-    success: Literal[True] = True
-
-
 class UploadDocument(Shape):
     """A version that was uploaded."""
 
@@ -270,7 +208,6 @@ class Operation:
 
 _MEANINGS = {
     400: "The request is not as described.", 401: "No valid key.", 403: "Not from here: without keys only this machine is served.",
-    404: "There is nothing of that name.",
     408: "The body came too slowly.", 409: "The state forbids it; the error says why.", 413: "The body is too large.",
     415: "The body is of another content type.", 429: "Too many requests; the header retry-after says when.",
     503: "The database, Dagster or MODEL_STORAGE_URL does not answer.",
@@ -312,9 +249,6 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "responses": {"200": _response("The answer.", operation.answer)}
         | {str(status): _response(_MEANINGS[status], ErrorReply) for status in sorted(statuses)},
     }
-    names = re.findall(r"{(\w+)}", operation.path)
-    if names:
-        document["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
     if operation.body is not None:
         body = {"application/json": {"schema": _reference(operation.body)}}
         document["requestBody"] = {"required": any(field.required for field in msgspec.structs.fields(operation.body)), "content": body}

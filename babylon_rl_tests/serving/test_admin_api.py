@@ -20,9 +20,7 @@ from pydantic import SecretStr
 from babylon_rl.files.durable import sha256
 from babylon_rl.files.file_sets import content_folder
 from babylon_rl.models.checkpoints import load_manifest, verify
-from babylon_rl.serving.ab_tests import report, start
 from babylon_rl.serving.access import key_hash
-from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.serving.status import status_document
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import lock_registry
@@ -252,20 +250,6 @@ def test_deploying_and_rolling_back_move_agents(admin: AdminServer, database: Da
     assert (base["version"], base["agentsUpdated"]) == ("v1.0.0", 0)  # their last calls were answered by the base
     events = rows(database, 'SELECT "who" FROM babylon_rl.rollout_events')
     assert {event["who"] for event in events} == {"api: this machine"}
-
-
-def test_the_result_of_an_ab_test_is_that_of_the_command(admin: AdminServer, settings: Settings, database: Database) -> None:
-    assert admin.get("/api/admin/ab-tests").body == {"success": True, "tests": []}
-    unknown = admin.get("/api/admin/ab-tests/first")
-    assert (unknown.status, unknown.body["code"]) == (404, "not_found")
-    add_version(database, "v1.0.0", "ready")
-    with database.connect() as connection:
-        start(connection, "first", ["base", "v1.0.0"], [50, 50], 50.0, ReleaseAuthor("tester", "a test", utc_now()))
-        expected = report(connection, "first", settings).document
-    answer = admin.get("/api/admin/ab-tests/first").body
-    assert answer == expected | {"success": True} and answer["verdict"].startswith("No hour yet in which every arm traded.")
-    (listed,) = admin.get("/api/admin/ab-tests").body["tests"]
-    assert (listed["name"], listed["state"], listed["arms"], listed["shares"]) == ("first", "running", ["base", "v1.0.0"], [50, 50])
 
 
 def test_what_the_state_forbids_is_refused_with_its_reason(admin: AdminServer, database: Database) -> None:
