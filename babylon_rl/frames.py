@@ -25,7 +25,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import process_database
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
 from babylon_rl.store.windows import chunks, stored_episodes
-from babylon_rl.training.curves import optimizer_steps
+from babylon_rl.training.curves import CURVES, optimizer_steps
 from babylon_rl.training.export import records
 from babylon_rl.training.export.hours import Selection, Splits, read_hours
 from babylon_rl.windows import window_range, window_start
@@ -119,18 +119,7 @@ COLUMNS: dict[Kind, tuple[FrameColumn, ...]] = {
         FrameColumn("version", _STRING, "the version that it registers"),
         FrameColumn("iteration", _INTEGER, "the iteration, from 1"),
         FrameColumn("step", _INTEGER, "the optimizer step, from 1, over all iterations"),
-        FrameColumn("loss", _NUMBER, "training loss"),
-        FrameColumn("rewardMean", _NUMBER, "mean score of the episodes in the iteration's hours, 0 to 1"),
-        FrameColumn("rewardSpread", _NUMBER, "mean over these hours of their population standard deviation"),
-        FrameColumn("kl", _NUMBER, "KL(policy || base) in nats a choice; missing with KL_PENALTY=0"),
-        FrameColumn("klParent", _NUMBER, "KL(policy || parent version) in nats a choice; missing in the first generation"),
-        FrameColumn("servedKl", _NUMBER, "estimate (k3) of KL(serving policy || policy), nats a token; missing where nothing was recorded"),
-        FrameColumn("ratio", _NUMBER, "mean probability of the recorded tokens over the one that they were served with, before clipping"),
-        FrameColumn("clippedRatio", _NUMBER, "the same with each token's ratio clipped, as in the loss: a few large ones do not make it"),
-        FrameColumn("entropy", _NUMBER, "mean entropy, nats a choice"),
-        FrameColumn("clipFraction", _NUMBER, "share of tokens whose ratio is clipped, or that are not pushed down further"),
-        FrameColumn("gradientNorm", _NUMBER, "norm of the gradient before clipping"),
-        FrameColumn("learningRate", _NUMBER, "learning rate of the step"),
+        *(FrameColumn(name, _NUMBER, curve.meaning) for name, curve in CURVES.items()),
         FrameColumn("trainableTokens", _INTEGER, "tokens trained in the iteration so far"),
     ),
     "results": (

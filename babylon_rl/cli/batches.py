@@ -16,7 +16,7 @@ from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import open_database
 from babylon_rl.store.write_ahead import give_up_job, read_jobs, read_steps
 from babylon_rl.training.batches import cancel_batch
-from babylon_rl.training.curves import optimizer_steps
+from babylon_rl.training.curves import CURVES, optimizer_steps
 from babylon_rl.windows import moment, utc_now
 
 app = typer.Typer(name="batches", help="List training jobs; show, cancel or give up one.", invoke_without_command=True)
@@ -29,16 +29,6 @@ BATCHES = (
     Column("created", "createdAt"),
     Column("error", "error"),
 )
-EPISODES = (
-    Column("window", "window"),
-    Column("agent", "agentId"),
-    Column("score", "score", 4),
-    Column("rank", "rank"),
-    Column("advantage", "advantage", 4),
-    Column("sequences", "sequences"),
-    Column("contributes", "contribution"),
-    Column("left out", "dropped"),
-)
 MOST_ITERATIONS = 12  # shown of a long training, the last ones
 ITERATIONS = (
     Column("step", "step"),
@@ -50,18 +40,7 @@ ITERATIONS = (
 STEPS = (
     Column("step", "step"),
     Column("iteration", "iteration"),
-    Column("loss", "loss", 4),
-    Column("reward", "rewardMean", 3),
-    Column("spread", "rewardSpread", 3),
-    Column("KL", "kl", 4),
-    Column("parent KL", "klParent", 4),
-    Column("served KL", "servedKl", 4),
-    Column("ratio", "ratio", 3),
-    Column("clipped", "clippedRatio", 3),
-    Column("entropy", "entropy", 3),
-    Column("clip share", "clipFraction", 3),
-    Column("grad norm", "gradientNorm", 3),
-    Column("rate", "learningRate", 6),
+    *(Column(curve.short, name, curve.digits) for name, curve in CURVES.items()),
     Column("tokens", "trainableTokens"),
 )
 JOBS = (
@@ -101,7 +80,6 @@ def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
 @app.command("show")
 def show_batch(
     batch_id: IdArgument,
-    with_episodes: Annotated[bool, typer.Option("--episodes", help="Also list its episodes with scores and advantages.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show a batch. Loss, the judge's mean score, iterations, and jobs at a training service."""
@@ -131,7 +109,7 @@ def show_batch(
     facts |= {
         "trainingLoss": None if batch.loss is None else f"{batch.loss:.4f}",
         "avgReward": f"{fmean(judged):.4f}, the judge's mean score of the episodes" if judged else None,
-        "episodes": f"{len(episodes)} in {hours} hours, {left_out} of them left out or not judged; --episodes lists them",
+        "episodes": f"{len(episodes)} in {hours} hours, {left_out} of them left out or not judged; --json lists them",
         "trajectories": document["trajectories"],
         "warning": document["warning"],
         "error": document["error"],
@@ -142,7 +120,6 @@ def show_batch(
         Table(ITERATIONS, shown, "Iterations" if len(shown) == len(steps) else f"The last {len(shown)} of {len(steps)} iterations"),
         # Trainers on this machine have no jobs.
         *([Table(JOBS, document["remoteJobs"][-MOST_ITERATIONS:], "Jobs at the training service")] if jobs else []),
-        *([Table(EPISODES, document["episodes"], "Episodes")] if with_episodes else []),
     ]
     emit(document, parts, as_json)
 

@@ -19,9 +19,6 @@ from babylon_rl.windows import moment, utc_now
 
 app = typer.Typer()
 VERSIONS_SHOWN, REASONS_SHOWN = 5, 4
-SHOWN_OF_ALERT = (
-    "cause", "kind", "says", "advice", "first_seen_at", "last_seen_at", "sent_at", "resolved_at", "channels", "tries", "error"
-)  # fmt: skip
 
 
 @app.command("status")
@@ -127,7 +124,7 @@ def alerts(
     with open_database(settings) as database, database.connect() as connection:
         rows = read_alerts(connection)
     cells = [[alert.cause, *map(moment, (alert.first_seen_at, alert.sent_at, alert.resolved_at)), alert.says] for alert in rows]
-    document = {"alerts": [document_of(alert, *SHOWN_OF_ALERT) for alert in rows]}
+    document = {"alerts": [document_of(alert) for alert in rows]}
     emit(document, [listed(["cause", "since", "sent", "ended", "says"], cells)], as_json)
     for alert in rows:
         if alert.open:

@@ -72,8 +72,8 @@ def test_an_iteration_that_was_begun_again_counts_once(connection: Connection, t
 def test_two_trainings_lie_over_each_other(connection: Connection, two: list[Trained]) -> None:
     first, second = (trained.model.version for trained in two)
     panels = overlaid(training_curves(connection, [trained.model for trained in two]))
-    assert {len(values) for values in panels[CURVES["loss"]].values()} == {6, 12}
-    assert list(panels[CURVES["entropy"]]) == [first, second] and CURVES["kl"] not in panels
+    assert {len(values) for values in panels[CURVES["loss"].title].values()} == {6, 12}
+    assert list(panels[CURVES["entropy"].title]) == [first, second] and CURVES["kl"].title not in panels
     assert two[1].model.parent_version == first
 
 
