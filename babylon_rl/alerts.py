@@ -54,10 +54,7 @@ _CANCELLED = "Cancelled"
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Kind of alert; ``look`` returns a sentence by subject for each present cause.
-
-    ``after``: how long a cause must last before it is sent.
-    """
+    """Kind of alert. ``look`` returns a sentence by subject for each present cause, which is sent once it has lasted ``after``."""
 
     kind: str
     title: str
@@ -68,10 +65,7 @@ class Cause:
 
 @dataclass
 class Sent:
-    """Outcome of a tick: the causes sent, and the channels that failed with their reasons.
-
-    ``looked`` is for the next tick: the state in which this one, or one before it, looked for causes.
-    """
+    """Causes that a tick sent, and the reasons of channels that failed; ``looked`` is for the next tick."""
 
     causes: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)

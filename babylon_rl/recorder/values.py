@@ -65,11 +65,7 @@ def label(value: Any, name: str, longest: int = 1000) -> str:
 
 
 def number(value: Any, name: str) -> float:
-    """Return a finite number: ints and floats, numpy's included, as they are, others (Decimal) as floats.
-
-    Raises:
-        UsageError: not a finite number.
-    """
+    """Return a finite number: ints and floats (numpy's too) as they are, others (Decimal) as floats. Raises UsageError: it is none."""
     value = _scalar(value)
     # float() would accept booleans and numerals.
     if isinstance(value, bool | str) or value is None:
