@@ -11,22 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from babylon_rl.cli import demo_stages
 from babylon_rl.cli.children import stop_children
-from babylon_rl.cli.demo_stages import (
-    AGENTS,
-    MODEL_AGENTS,
-    WINDOWS,
-    Demo,
-    materialize_hours,
-    planned,
-    play,
-    player_after,
-    prepare,
-    release,
-    stage,
-    standings,
-    train,
-)
+from babylon_rl.cli.demo_stages import AGENTS, MODEL_AGENTS, WINDOWS, Demo, player_after, stage
 from babylon_rl.cli.options import GameOption
 from babylon_rl.cli.output import JsonOption, Table, emit, say
 from babylon_rl.errors import Diverged, NothingToTrain
@@ -79,8 +66,8 @@ def demo(
     with open_database(settings) as database:
         state = Demo(settings, database, windows, seed, generations, game=played, gate=gate)
         with stage(settings, "1. Database"):
-            prepare(state)
-        plan = planned(state)
+            demo_stages.prepare(state)
+        plan = demo_stages.planned(state)
         keep_choices(settings, chosen | {"first_window": plan[0][0]})
         done: list[dict[str, Any]] = []
         _market(state, plan[0], done)
@@ -117,7 +104,7 @@ def _market(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> Non
     model = "the base model" if player == BASE else player
     seats = f"{AGENTS - MODEL_AGENTS} scripted agents and {MODEL_AGENTS} that asks {model}"
     with stage(state.settings, f"2. Market: {_title(state, earlier)}{len(hours)} hours, {seats}"):
-        play(state, hours, player)
+        demo_stages.play(state, hours, player)
 
 
 def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> dict[str, Any]:
@@ -127,11 +114,11 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
     """
     player, failure, batch_id, title = player_after(earlier), None, None, _title(state, earlier)
     with stage(state.settings, f"3. Hours: {title}groups, outcomes and scores ({state.settings.judge_model}), through Dagster"):
-        materialize_hours(state, hours)
+        demo_stages.materialize_hours(state, hours)
     where = "at the training service" if state.settings.trainer == "serverless" else "on this machine's processor"
     with stage(state.settings, f"4. Training {where}, {title}then the benchmark, through Dagster"):
         try:
-            batch_id = train(state, hours)
+            batch_id = demo_stages.train(state, hours)
         except (Diverged, NothingToTrain) as nothing:
             # A single generation without a version is an error; several go on with the next hours.
             if state.generations == 1:
@@ -141,7 +128,7 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
         trained = _trained(state, batch_id)
     condition = ", if the gate and a confirmation in fresh markets let it" if state.gate else ", whatever the gate says"
     with stage(state.settings, f"5. Release: {title}the version in front of agents{condition}"):
-        released = release(state, trained["modelVersion"], hours)
+        released = demo_stages.release(state, trained["modelVersion"], hours)
     played = {"generation": len(earlier) + 1, "player": player, "hours": [hours[0], hours[-1]]}
     document = played | {"failure": failure, "released": released} | trained
     return document | {"deployed": player_after([*earlier, document])}
@@ -174,7 +161,7 @@ def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
     if state.generations > 1:
         versions = [generation["modelVersion"] for generation in trained]
         with stage(state.settings, "6. Every version and player in the same markets"):
-            several = {"generations": done, "standings": standings(state, versions, done[-1]["deployed"])}
+            several = {"generations": done, "standings": demo_stages.standings(state, versions, done[-1]["deployed"])}
     if not trained:
         return {"seed": state.seed, "windows": state.windows, "modelVersion": None, **several}
     last = trained[-1]

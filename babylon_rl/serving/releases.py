@@ -17,23 +17,11 @@ from babylon_rl.logs import log_context
 from babylon_rl.services import WANDB, unknown_service, upstream_of
 from babylon_rl.serving.routing import route
 from babylon_rl.settings import Settings
+from babylon_rl.store import releases as stored
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.live_usage import read_last_calls
 from babylon_rl.store.registry import Model, deployed_model, lock_models, read_models
-from babylon_rl.store.releases import (
-    BASE,
-    ON_TRIAL,
-    Rollout,
-    State,
-    Strategy,
-    change_rollout,
-    insert_rollout,
-    lock_releases,
-    move_model,
-    read_rollouts,
-    read_routing,
-    switch_game,
-)
+from babylon_rl.store.releases import BASE, ON_TRIAL, Rollout, State, Strategy
 
 Action = Literal["propose", "start", "set_share", "release", "pause", "resume", "roll_back", "supersede"]
 
@@ -184,7 +172,7 @@ def rollback(
 
 def agents_updated(connection: Connection, settings: Settings, now: datetime) -> int:
     """Count the last day's agents that get another version now than at their last call; none with a pin that fails."""
-    routing, calls = read_routing(connection), read_last_calls(connection, now - timedelta(days=1))
+    routing, calls = stored.read_routing(connection), read_last_calls(connection, now - timedelta(days=1))
     try:
         return sum(route(routing, settings, None, call.agent_id).version != call.version for call in calls)
     except ModelUnavailable:
@@ -193,7 +181,7 @@ def agents_updated(connection: Connection, settings: Settings, now: datetime) ->
 
 def marked_versions(connection: Connection) -> set[str]:
     """Versions that were rolled back from, which nothing automatic deploys again."""
-    return {one.version for one in read_rollouts(connection, ("rolled_back",))}
+    return {one.version for one in stored.read_rollouts(connection, ("rolled_back",))}
 
 
 @contextmanager
@@ -201,9 +189,9 @@ def _transition(connection: Connection, author: ReleaseAuthor, settings: Setting
     """Run the block as one transaction that no other transition runs beside."""
     with own_transaction(connection):
         # In this order everywhere, so that no two wait for each other. What is decided on is read under both locks.
-        lock_releases(connection)
+        stored.lock_releases(connection)
         lock_models(connection)
-        models, live = read_models(connection), read_rollouts(connection, LIVE)
+        models, live = read_models(connection), stored.read_rollouts(connection, LIVE)
         deployed = deployed_model(models)
         versions = {model.version: model for model in models}
         yield _Registry(connection, author, settings, versions, None if deployed is None else deployed.version, live)
@@ -246,7 +234,7 @@ class _Registry:
     def begin(self, version: str, action: Action, strategy: Strategy, percentage: float, agent_ids: Sequence[str] = ()) -> Rollout:
         state = next_state(version, None, action)
         author = self.author
-        return insert_rollout(
+        return stored.insert_rollout(
             self.connection, version, state, strategy, percentage, agent_ids, self.deployed,
             who=author.who, why=author.why, now=author.now,
         )  # fmt: skip
@@ -254,7 +242,7 @@ class _Registry:
     def change(self, before: Rollout, action: Action, **changed: Any) -> Rollout:
         state, author = next_state(before.version, before.state, action), self.author
         after = replace(before, state=state, changed_at=author.now, **changed)
-        change_rollout(self.connection, before, after, who=author.who, why=author.why, now=author.now)
+        stored.change_rollout(self.connection, before, after, who=author.who, why=author.why, now=author.now)
         with log_context(version=before.version):
             _LOG.info("%s became %s at %g %%", before.state, after.state, after.percentage, extra={"who": author.who, "why": author.why})
         return after
@@ -272,7 +260,7 @@ class _Registry:
             if own is None
             else self.change(own, "release", strategy=strategy, percentage=100.0, agent_ids=())
         )
-        move_model(self.connection, model.version, "deployed", self.author.now)
+        stored.move_model(self.connection, model.version, "deployed", self.author.now)
         self._switch()
         return done
 
@@ -282,7 +270,7 @@ class _Registry:
                 self.change(one, "supersede")
 
     def archive(self, version: str) -> None:
-        move_model(self.connection, version, "archived", self.author.now)
+        stored.move_model(self.connection, version, "archived", self.author.now)
 
     def earlier(self, target: str, current: str) -> Model | None:
         """The version to return to, None for the base."""
@@ -307,19 +295,19 @@ class _Registry:
         author = self.author
         # A foreign version was never archived, so it is the newest deployed one again.
         if model is not None and not model.foreign:
-            ended = [one for one in read_rollouts(self.connection, ("superseded", "rolled_back")) if one.version == model.version]
-            insert_rollout(
+            ended = [one for one in stored.read_rollouts(self.connection, ("superseded", "rolled_back")) if one.version == model.version]
+            stored.insert_rollout(
                 self.connection, model.version, next_state(model.version, None, "release"), "immediate", 100.0, (),
                 ended[-1].previous_version if ended else None, who=author.who, why=author.why, now=author.now,
             )  # fmt: skip
-            move_model(self.connection, model.version, "deployed", author.now)
+            stored.move_model(self.connection, model.version, "deployed", author.now)
         self._switch()
 
     def _switch(self) -> None:
         """With GAME_SWITCH name the deployed version to the game's own agents; one that only we serve switches theirs off."""
         if self.settings is None or not self.settings.game_switch:
             return
-        table = read_routing(self.connection)
+        table = stored.read_routing(self.connection)
         version = None if table.deployed is None else table.versions[table.deployed]
         name = version.model_name if version is not None and version.upstream == WANDB.name else None
-        switch_game(self.connection, name, self.author.now)
+        stored.switch_game(self.connection, name, self.author.now)
