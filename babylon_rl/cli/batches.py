@@ -78,10 +78,7 @@ def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
 
 
 @app.command("show")
-def show_batch(
-    batch_id: IdArgument,
-    as_json: JsonOption = False,
-) -> None:
+def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
     """Show a batch. Loss, the judge's mean score, iterations, and jobs at a training service."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         batch = _required(read_batch(connection, batch_id), batch_id)

@@ -1,7 +1,6 @@
 """Command group ``benchmark``: standings, leaderboard, errors and markets as files here, run and compare in benchmark_run.py."""
 
 import re
-from collections.abc import Sequence
 from datetime import UTC
 from hashlib import sha256
 from pathlib import Path
@@ -9,35 +8,31 @@ from typing import Annotated, Any
 
 import typer
 
-from babylon_rl.cli.benchmark_players import game_of_players
+from babylon_rl.cli.benchmark_players import game_of_players, models_played
 from babylon_rl.cli.benchmark_run import compare, gate_results, run
 from babylon_rl.cli.options import GameOfVersionOption
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation import leaderboard as ranking
 from babylon_rl.evaluation import report
-from babylon_rl.evaluation.benchmark import gate_rows, sources_named, trained_windows
 from babylon_rl.evaluation.ceiling import errors
-from babylon_rl.evaluation.gate import BASE, Comparison
+from babylon_rl.evaluation.gate import Comparison
 from babylon_rl.evaluation.gate import compare as compared
 from babylon_rl.evaluation.play import gate_job, script_rows, scripted
 from babylon_rl.evaluation.report import gate_columns, leaderboard_columns
 from babylon_rl.evaluation.snapshot_file import benchmark_scenario, encode, from_scenario, optimum_of, save, validate
-from babylon_rl.evaluation.snapshots import GATE_ID, Snapshot, benchmark_snapshots, require_unseen
+from babylon_rl.evaluation.snapshots import GATE_ID, benchmark_snapshots, require_unseen
 from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.market.headlines import EDITIONS, HELD_OUT
-from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.config import ScenarioConfig
 from babylon_rl.market.simulation.config import preset as named_preset
 from babylon_rl.market.simulation.games import Game
 from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME
 from babylon_rl.market.simulation.strategies import PLAYERS
-from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store.benchmarks import MarketResult
-from babylon_rl.store.database import Database, open_database
+from babylon_rl.settings import load_settings
+from babylon_rl.store.database import open_database
 from babylon_rl.store.migrate import require_migrated
-from babylon_rl.store.registry import read_models
-from babylon_rl.windows import utc_now, window_start
+from babylon_rl.windows import window_start
 
 app = typer.Typer(name="benchmark", help="Evidence: models and strategies in unseen markets.", no_args_is_help=True)
 app.command("run")(run)
@@ -133,33 +128,17 @@ def standings(
 def _played(names: list[str], markets: int | None, reference: str | None, game: Game) -> Comparison:
     settings = load_settings()
     snapshots = benchmark_snapshots(markets or settings.benchmark_markets, game)
-    # By edition and seed alone; hours of registered versions are compared where one of them plays (_models_played).
+    # By edition and seed alone; hours of registered versions are compared where one of them plays.
     require_unseen(snapshots)
     played = script_rows(snapshots, [name for name in names if name in PLAYERS])
     models = [name for name in names if name not in played]
     if models:
         with open_database(settings, prepare=False) as database:
             require_migrated(database)
-            played |= _models_played(settings, database, models, snapshots)
+            with database.connect() as connection:
+                played |= models_played(connection, settings, models, snapshots, say)
     staked = scripts_at_stake(snapshots, played[models[0]][1]) if models else {}
     return compared({name: played[name] for name in names} | staked, names[0], reference, game=game)
-
-
-def _models_played(
-    settings: Settings, database: Database, names: list[str], snapshots: Sequence[Snapshot]
-) -> dict[str, tuple[str, list[MarketResult]]]:
-    with database.connect() as connection:
-        models = {model.version: model for model in read_models(connection)}
-        unknown = [name for name in names if name != BASE and name not in models]
-        if unknown:
-            raise UsageError(
-                f"There is no version or strategy {unknown[0]!r}; `babylon-rl models` lists the versions; base is always there."
-            )
-        # Refuse before anything is played: unknown versions, markets seen in training, absent weights.
-        require_unseen(snapshots, trained_windows(models.values()))
-        sources = sources_named(names, models, settings)
-        results = gate_rows(connection, settings, sources, snapshots, say, clock=utc_now, serving=served_here)
-    return {source.name: (source.role, results[source.name]) for source in sources}
 
 
 @app.command("leaderboard")

@@ -10,20 +10,24 @@ from functools import partial
 
 from babylon_rl.cli.output import say
 from babylon_rl.errors import CheckpointError, UsageError
-from babylon_rl.evaluation.benchmark import ModelSource, game_trained, model_clients, sources_named
-from babylon_rl.evaluation.gate import BASE
+from babylon_rl.evaluation.benchmark import ModelSource, Say, game_trained, gate_rows, model_clients, sources_named, trained_windows
+from babylon_rl.evaluation.gate import BASE, CANDIDATE
 from babylon_rl.evaluation.play import Player, endpoint_player, scripted
+from babylon_rl.evaluation.snapshots import Snapshot, require_unseen
 from babylon_rl.evaluation.stakes import game_of_report
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game, game_named
 from babylon_rl.market.simulation.strategies import PLAYERS
 from babylon_rl.models.server_process import Serving
+from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store.benchmarks import read_report
+from babylon_rl.store.benchmarks import MarketResult, read_report
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
 from babylon_rl.store.migrate import migrate, require_migrated
 from babylon_rl.store.registry import Model, read_models
+from babylon_rl.windows import utc_now
 
 
 @contextmanager
@@ -97,6 +101,28 @@ def _local(names: Sequence[str], settings: Settings) -> tuple[dict[str, ModelSou
         )
     sources = {source.name: source for source in sources_named(names, models, settings)}
     return sources, {name: sources[name].game for name in versions}
+
+
+def models_played(
+    connection: Connection,
+    settings: Settings,
+    names: Sequence[str],
+    snapshots: Sequence[Snapshot],
+    say: Say,
+    role: str = CANDIDATE,
+    serving: Serving = served_here,
+    on_progress: Progress = no_progress,
+) -> dict[str, tuple[str, list[MarketResult]]]:
+    """Role and results of base and versions in the gate's markets, by name; what is stored is not played again."""
+    models = {model.version: model for model in read_models(connection)}
+    unknown = [name for name in names if name != BASE and name not in models]
+    if unknown:
+        raise UsageError(f"There is no version or strategy {unknown[0]!r}; `babylon-rl models` lists the versions; base is always there.")
+    # Before anything is played: the markets must be unseen by all registered versions, and all weights be there.
+    require_unseen(snapshots, trained_windows(models.values()))
+    sources = sources_named(names, models, settings, role)
+    results = gate_rows(connection, settings, sources, snapshots, say, clock=utc_now, serving=serving, on_progress=on_progress)
+    return {source.name: (source.role, results[source.name]) for source in sources}
 
 
 def game_of_players(names: Sequence[str], asked: str | None) -> Game:

@@ -12,12 +12,13 @@ from typing import Any
 
 import psutil
 
+from babylon_rl.cli.benchmark_players import models_played
 from babylon_rl.cli.output import progress_of, progress_of_parts, say
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
-from babylon_rl.evaluation.benchmark import gate_rows, same_prompt, sources_named, trained_windows
+from babylon_rl.evaluation.benchmark import same_prompt
 from babylon_rl.evaluation.gate import FAIL, compare
 from babylon_rl.evaluation.play import script_rows
-from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
+from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.headlines import TRAINING, TRAINING_EDITIONS
@@ -38,7 +39,6 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.live_usage import read_last_calls
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.recording import read_sources, simulated_hours, simulated_seeds
-from babylon_rl.store.registry import read_models
 from babylon_rl.store.releases import BASE, Rollout, read_events, read_rollouts, read_routing
 from babylon_rl.training.freezing import freeze
 from babylon_rl.windows import HOUR, is_complete, next_window, utc_now, window_of, window_range, window_start, window_stretches
@@ -287,22 +287,9 @@ def standings(state: Demo, versions: Sequence[str], deployed: str) -> list[dict[
     Returns rows of the report, with every market's P&L. Stored results are not played again. Improvements are over the base.
     """
     snapshots = benchmark_snapshots(state.settings.benchmark_markets, state.game)
-    with state.database.connect() as connection, progress_of_parts("   ") as on_progress:
-        # The markets must be unseen by all registered versions, not only by those played.
-        models = {model.version: model for model in read_models(connection)}
-        require_unseen(snapshots, trained_windows(models.values()))
-        sources = sources_named([BASE, *versions], models, state.settings, role="version")
-        results = gate_rows(
-            connection,
-            state.settings,
-            sources,
-            snapshots,
-            lambda sentence: None,
-            clock=utc_now,
-            serving=state.serving,
-            on_progress=on_progress,
-        )
-    played = {source.name: (source.role, results[source.name]) for source in sources}
-    staked = scripts_at_stake(snapshots, results[deployed if deployed in versions else versions[-1]]) if versions else {}
+    with state.database.connect() as connection, progress_of_parts("   ") as tell:
+        names = [BASE, *versions]
+        played = models_played(connection, state.settings, names, snapshots, lambda _: None, "version", state.serving, tell)
+    staked = scripts_at_stake(snapshots, played[deployed if deployed in versions else versions[-1]][1]) if versions else {}
     compared = compare(played | script_rows(snapshots) | staked, None, BASE, game=state.game)
     return [row.document | {"pnls": [round(usd, 4) for usd in row.pnls_usd]} for row in compared.rows]
