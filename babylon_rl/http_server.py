@@ -323,19 +323,12 @@ def error_handlers(respond: Callable[[ApiError], Response], served: str, failed:
     ``unknown`` the code of the first.
     """
 
-    async def no_path(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        message = f"{request.method} {request.url.path} is not served here; {served}."
-        return respond(ApiError(error.status_code, message, unknown, headers=error.headers or {}))
+    async def answered(request: Request, error: Exception) -> Response:
+        if isinstance(error, ClientGone):
+            return Response(status_code=499)  # nginx's status; nobody is there to read it
+        if isinstance(error, HTTPException):
+            message = f"{request.method} {request.url.path} is not served here; {served}."
+            return respond(ApiError(error.status_code, message, unknown, headers=error.headers or {}))
+        return respond(error if isinstance(error, ApiError) else ApiError(500, failed, "internal_error"))
 
-    async def refused(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiError)
-        return respond(error)
-
-    async def gone(_: Request, error: Exception) -> Response:
-        return Response(status_code=499)  # nginx's status; nobody is there to read it
-
-    async def internal(_: Request, error: Exception) -> Response:
-        return respond(ApiError(500, failed, "internal_error"))
-
-    return {HTTPException: no_path, ApiError: refused, ClientGone: gone, Exception: internal}
+    return dict.fromkeys((HTTPException, ApiError, ClientGone, Exception), answered)

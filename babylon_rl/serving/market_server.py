@@ -348,9 +348,8 @@ def _refusal(fault: ApiError) -> Response:
 
 
 async def _unreadable(_: Request, error: Exception) -> Response:
-    return json_response({"error": {"code": "unreadable", "message": f"What the server has of this agent cannot be read. {error}"}}, 500)
+    return _refusal(ApiError(500, f"What the server has of this agent cannot be read. {error}", "unreadable"))
 
 
 async def _unwritten(_: Request, error: Exception) -> Response:
-    message = f"The result cannot be written on the server ({error}). GET /result tries again."
-    return json_response({"error": {"code": "not_written", "message": message}}, 507)
+    return _refusal(ApiError(507, f"The result cannot be written on the server ({error}). GET /result tries again.", "not_written"))
