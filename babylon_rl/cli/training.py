@@ -18,7 +18,7 @@ from babylon_rl.errors import NothingToTrain, UsageError
 from babylon_rl.files.location import shown_url
 from babylon_rl.serving.status_shapes import ReadinessDocument
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store.batches import Batch, last_completed_at, read_batch_episodes
+from babylon_rl.store.batches import last_completed_at, read_batch_episodes
 from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.market import windows_with_market
@@ -184,7 +184,11 @@ def backfill(database: Database, settings: Settings, arguments: TrainArguments) 
     trained: list[Trained] = []
     try:
         while True:
-            batch = _go_on_or_freeze(database, settings, arguments)
+            with database.connect() as connection:
+                unfinished = bool(pending_batches(connection)) and not arguments.force
+            # Hours and options are for a new batch; an unfinished one was frozen with its own.
+            asked = replace(arguments, windows=None, most=None, options={}) if unfinished else arguments
+            batch = choose_batch(database, settings, asked)
             # --force is for the first batch: later rounds must resume their own batch.
             arguments = replace(arguments, force=False)
             with database.connect() as connection:
@@ -226,15 +230,6 @@ def train_continuously(settings: Settings, given: Mapping[str, Any], arguments: 
     say("The daemon runs; it trains when `babylon-rl ready` says yes or a day has passed. Ctrl-C stops it.")
     # This command is for automation, whatever the environment says.
     return run_daemon({**variables, "AUTOMATION_STATUS": "running"})
-
-
-def _go_on_or_freeze(database: Database, settings: Settings, arguments: TrainArguments) -> Batch:
-    """An unfinished batch of any hours, else a new one of the requested hours."""
-    with database.connect() as connection:
-        if pending_batches(connection) and not arguments.force:
-            # Hours and options are for a new batch; an unfinished one was frozen with its own.
-            arguments = replace(arguments, windows=None, most=None, options={})
-    return choose_batch(database, settings, arguments)
 
 
 def report_training(results: Sequence[Trained], settings: Settings, as_json: bool) -> None:
