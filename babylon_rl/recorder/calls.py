@@ -37,7 +37,7 @@ def make_call(
     response_format: Mapping[str, Any] | None, logprobs: Any, tokens: tuple[int, int] | None, finish_reason: str | None,
 ) -> CheckedCall:  # fmt: skip
     """Build the call of ``TrajectoryRecorder.llm_call``. Raises UsageError: a value cannot be recorded."""
-    served = _served(messages)
+    served = served_messages(messages)
     system, user = texts_of(served, "system"), texts_of(served, "user")
     if purpose not in PURPOSES:
         raise UsageError(f"purpose is {purpose!r}: give one of {', '.join(PURPOSES)}. Only action trains by default.")
@@ -70,7 +70,8 @@ def make_call(
     return CheckedCall(dump(present, "llm_call"), columns, roles in (["system", "user"], ["user"]))
 
 
-def _served(messages: Iterable[Any]) -> list[dict[str, str]]:
+def served_messages(messages: Iterable[Any]) -> list[dict[str, str]]:
+    """Return a chat as texts that can be stored. Raises UsageError: no sequence can hold it."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
         raise UsageError(f"messages is {shown(messages)}: give the list of messages that the model was asked.")
     # An empty system text is the same as none.

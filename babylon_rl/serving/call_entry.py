@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.chats import answered_text, log_probability, plain_messages, reasoning_of
-from babylon_rl.errors import RequestRefused, UsageError
-from babylon_rl.recorder.calls import texts_of, token_logprobs
+from babylon_rl.chats import answered_text, log_probability, reasoning_of
+from babylon_rl.errors import UsageError
+from babylon_rl.recorder.calls import served_messages, texts_of, token_logprobs
 from babylon_rl.recorder.values import MOST_IN_INTEGER, dump, number, text
 from babylon_rl.serving.server_sent_events import Event, StreamReader, objects, part_of, place_of
 from babylon_rl.tolerant_json import joined, read_json
@@ -235,11 +235,9 @@ def _logprobs(tokens: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
 def _plain(messages: list[dict[str, Any]]) -> list[dict[str, str]] | None:
     """Messages as texts, or None for a chat that no sequence can hold."""
     try:
-        # An empty system text is the same as none.
-        plain = [message for message in plain_messages(messages) if message["content"] or message["role"] != "system"]
-    except RequestRefused:
+        return served_messages(messages)
+    except UsageError:
         return None
-    return plain if plain and plain[-1]["role"] == "user" else None
 
 
 def _number(request: dict[str, Any], name: str, otherwise: Any) -> Any:
