@@ -11,13 +11,14 @@ from babylon_rl.cli.benchmark_players import game_of_players, players_named
 from babylon_rl.cli.options import GameOfVersionOption, ReportOption
 from babylon_rl.cli.output import JsonOption, Table, emit, progress_of_parts, say
 from babylon_rl.errors import ModelUnavailable, UsageError
-from babylon_rl.evaluation.compare_results import ComparisonDocument, LeftOut, compare_results, result_files, sound_results
+from babylon_rl.evaluation.compare_results import LEVEL, ComparisonDocument, LeftOut, by_agent, compare_results, result_files, sound_results
 from babylon_rl.evaluation.html_report import write_report
 from babylon_rl.evaluation.metrics import result_id
 from babylon_rl.evaluation.play import BenchmarkRuns, benchmark_results, gate_key
-from babylon_rl.evaluation.report import AGENTS, CORRECTED, PAIRS
+from babylon_rl.evaluation.report import AGENTS, CORRECTED, NEEDED, PAIRS
 from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, record_runs, runs_directory
 from babylon_rl.evaluation.snapshots import CONFIRMATION_ID, GATE_ID, Snapshot, benchmark_snapshots, snapshots_named
+from babylon_rl.evaluation.statistics.intervals import POWER, markets_needed, spread_of
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.market.simulation.games import Game, game_asked, game_named
 from babylon_rl.settings import load_settings
@@ -114,6 +115,7 @@ def compare(
         list[str] | None,
         typer.Option("--snapshot", help="As for `run`; for the report, which then shows what was published beside each decision."),
     ] = None,
+    effect: Annotated[float | None, typer.Option(min=0.01, help="Dollars a market: also say how many show such a difference.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare agents in the same markets. Paired differences with 95 % intervals, clustered by snapshot."""
@@ -127,7 +129,9 @@ def compare(
     comparison = compare_results(sound, refused, reference=reference)
     if report is not None:
         write_pages(comparison.runs, report, _played_in(comparison.runs, snapshot or []))
-    emit(comparison.document, _parts(comparison), as_json)
+    rows = needed(comparison, effect) if effect is not None else []
+    document = comparison.document | ({"needed": rows} if effect is not None else {})
+    emit(document, _parts(comparison, rows), as_json)
 
 
 def _played_in(sound: list[Result], snapshots: list[str]) -> list[Snapshot]:
@@ -233,11 +237,12 @@ def write_pages(sound: list[Result], directory: Path, markets: list[Snapshot]) -
     say(f"The report is {pages[0]}.")
 
 
-def _parts(comparison: ComparisonDocument) -> list[Table | str]:
+def _parts(comparison: ComparisonDocument, rows: Sequence[dict[str, Any]] = ()) -> list[Table | str]:
     same = f"In the same markets, {CORRECTED}" if comparison.analyses > 1 else "In the same markets"
     pairs: list[Table | str] = ["", Table(PAIRS, comparison.pairs, same)] if comparison.pairs else []
+    sizes: list[Table | str] = ["", needed_table(rows)] if rows else []
     refused = [f"{refusal.file}: {' '.join(refusal.reasons[:3])}" for refusal in comparison.refused[:5]]
-    return [agents_table(comparison), *pairs, *comparison.notes, *refused]
+    return [agents_table(comparison), *pairs, *sizes, *comparison.notes, *refused]
 
 
 def agents_table(comparison: ComparisonDocument) -> Table:
@@ -245,3 +250,32 @@ def agents_table(comparison: ComparisonDocument) -> Table:
     rows = sorted(comparison.agents, key=lambda agent: -agent.pnl.mean)
     markets = max(agent.snapshots for agent in rows)
     return Table(AGENTS, rows, f"{markets} {'market' if markets == 1 else 'markets'}, mean P&L of one")
+
+
+def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]]:
+    """For every pair of agents, the snapshots needed to show a difference of ``effect`` dollars.
+
+    With 80 % power, at a confidence shared among all pairs and looks (Bonferroni). Pairs with fewer than two snapshots are left out. One
+    row for a single play of each snapshot, and one for as many plays as there were. Null: no number is enough.
+    """
+    runs, rows = by_agent(comparison.runs), list[dict[str, Any]]()
+    for pair in comparison.pairs:
+        shared = [key for key in runs[pair.a] if key in runs[pair.b]]
+        if pair.snapshots < 2:
+            continue
+        differences = [runs[pair.a][key].metrics.total_pnl - runs[pair.b][key].metrics.total_pnl for key in shared]
+        spread = spread_of(differences, [snapshot for snapshot, _, _ in shared])
+        confidence = 1 - LEVEL / len(comparison.pairs) / comparison.analyses
+        rows += [
+            {"a": pair.a, "b": pair.b, "effect": effect, "between": spread.between, "within": spread.within, "repeats": repeats,
+             "snapshots": markets_needed(effect, spread.of_means(repeats), confidence), "power": POWER,
+             "played": pair.snapshots}
+            for repeats in sorted({1, round(pair.runs / pair.snapshots)})
+        ]  # fmt: skip
+    return rows
+
+
+def needed_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """A table of the rows of ``needed``."""
+    effect, power = (rows[0]["effect"], rows[0]["power"]) if rows else (0.0, 0.0)
+    return Table(NEEDED, rows, f"Snapshots that show a difference of ${effect:,.0f} with {100 * power:.0f} % power")

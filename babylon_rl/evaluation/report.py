@@ -197,6 +197,15 @@ PAIRS = [
     Column("markets", "snapshots"),
     Column("better", lambda row: row.winner or "not decided", meaning="by an interval without 0 and p (Holm) of at most 0.05"),
 ]
+# Of the rows of ``benchmark compare --effect``.
+NEEDED = [
+    Column("A - B", lambda row: f"{row['a']} - {row['b']}"),
+    Column("deviation between snapshots $", lambda row: f"{row['between']:,.0f}", meaning="standard deviation of the difference"),
+    Column("between repeats $", lambda row: f"{row['within']:,.0f}", meaning="of the same snapshot"),
+    Column("repeats", "repeats"),
+    Column("snapshots needed", "snapshots"),
+    Column("played", "played"),
+]
 
 
 def demo_columns(reference: str, sized: bool = False) -> list[Column]:

@@ -10,7 +10,7 @@ from babylon_rl.reporting.numbers import legend
     "made",
     [
         report.gate_columns("base"), report.gate_columns(None), report.leaderboard_columns("base"), report.contest_columns("base"),
-        report.demo_columns("base"), report.AGENTS, report.PAIRS, html_report.RUNS, html_report.ACTIONS, report.CRITERIA,
+        report.demo_columns("base"), report.AGENTS, report.PAIRS, report.NEEDED, html_report.RUNS, html_report.ACTIONS, report.CRITERIA,
         report.GENERATIONS,
     ],
 )  # fmt: skip
