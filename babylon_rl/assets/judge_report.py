@@ -1,8 +1,7 @@
 """Asset ``judge_report``, the numbers of `babylon-rl judge report`, and checks of them."""
 
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -13,6 +12,9 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import REPORT_DAYS, judges_of, without_scores
 from babylon_rl.versions import content_version
 from babylon_rl.windows import window_of
+
+if TYPE_CHECKING:
+    from babylon_rl.judge.reliability.measures import Estimate  # loads numpy
 
 NEWEST = f"the {REPORT_DAYS} days that end with the newest judged hour"
 MOST_QUARANTINED = 0.1
@@ -52,8 +54,19 @@ def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Ba
     if audited is not None:
         context.log.info(audited.sentence)
     document = report_document(report)
-    metadata = counts(report.groups, judge=report.judge, quarantined_share=report.quarantined_share, pending=report.pending)
-    metadata |= _numbers(document)
+    metadata = counts(
+        report.groups,
+        judge=report.judge,
+        quarantined_share=report.quarantined_share,
+        pending=report.pending,
+        orders_differ_by=_value(report.self_difference),
+        position_bias=_value(report.position_slope),
+        length_bias=_value(report.length_correlation),
+        length_bias_points=_value(report.length_points),
+        pnl_correlation=_value(report.pnl_correlation),
+        second_judge_correlation=None if report.audit is None else _value(report.audit.spearman),
+        usd=report.usd,
+    )
     metadata["report"] = table([{"measured": what, "interval": number, "meaning": words} for what, number, words in report_rows(report)])
     metadata |= embedded([Picture(name, png) for name, png in draw_plots(report).items()])
     metadata["document"] = dg.MetadataValue.json(document)
@@ -69,27 +82,8 @@ def _newest_hours(connection: Connection, now: datetime) -> tuple[str, str]:
     return default_range(connection) or (window_of(now), window_of(now))
 
 
-def _numbers(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata values that Dagster plots over time."""
-    # Name of the plotted value, and its path in the report's document.
-    paths = {
-        "orders_differ_by": ("selfAgreement", "meanAbsoluteDifference", "mean"),
-        "position_bias": ("positionBias", "slope"),
-        "length_bias": ("lengthBias", "partialCorrelation"),
-        "length_bias_points": ("lengthBias", "points", "mean"),
-        "pnl_correlation": ("pnlCorrelation", "spearman"),
-        "second_judge_correlation": ("auditAgreement", "spearman", "mean"),
-        "usd": ("usd",),
-    }
-    numbers: dict[str, Any] = {}
-    for name, path in paths.items():
-        value: Any = document
-        for key in path:
-            # What could not be measured is None on some way to the number, and left out.
-            value = None if value is None else value.get(key)
-        if value is not None:
-            numbers[name] = float(value)
-    return numbers
+def _value(estimate: "Estimate | None") -> float | None:
+    return None if estimate is None else estimate.value
 
 
 @dg.asset_check(

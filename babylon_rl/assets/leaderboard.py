@@ -1,4 +1,4 @@
-"""Asset ``leaderboard``: versions, base and scripts ranked, rebuilt after every benchmark."""
+"""Asset ``leaderboard``: versions, base and scripts ranked, rebuilt with every benchmark."""
 
 from typing import Any
 

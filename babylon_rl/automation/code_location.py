@@ -31,10 +31,10 @@ def code_location(resource: dg.ResourceDefinition, models: dg.ResourceDefinition
         asset.map_asset_specs(
             lambda spec: spec.replace_attributes(automation_condition=when[spec.key], freshness_policy=fresh.get(spec.key))
         )
-        for asset in (window_groups, market_outcomes, hindsight, answer_groups, scored_groups, leaderboard)
+        for asset in (window_groups, market_outcomes, hindsight, answer_groups, scored_groups)
     ]
     decided = released_model.map_asset_specs(lambda spec: spec.replace_attributes(freshness_policy=fresh[spec.key]))
-    moved_by_sensors = [training_batch, trained_checkpoint, benchmark_report, decided]
+    moved_by_sensors = [training_batch, trained_checkpoint, benchmark_report, decided, leaderboard]
     moved_by_the_clock = [judge_report, ab_test_report]
     return dg.Definitions(
         assets=[sources, *moved_by_conditions, *moved_by_sensors, *moved_by_the_clock],

@@ -61,21 +61,14 @@ def after_hours() -> Condition:
     return (C.any_deps_match(C.newly_updated()).since(C.newly_requested()) & ~C.in_progress()).with_label("hours made since last checked")
 
 
-def on_evidence() -> Condition:
-    """Rank again after a benchmark report made outside the run of its batch."""
-    changed = C.any_deps_match(C.data_version_changed()).since(C.newly_updated() | C.newly_requested()).with_label("report not ranked yet")
-    return (changed & ~C.any_deps_in_progress() & ~C.in_progress()).with_label("evidence changed")
-
-
 def conditions(settings: Settings) -> dict[dg.AssetKey, Condition]:
-    """The condition of every hourly asset and of the leaderboard; sensors alone start the others."""
+    """The condition of every hourly asset; sensors alone start the others."""
     return {
         dg.AssetKey("window_groups"): on_change(),
         dg.AssetKey("market_outcomes"): on_change(),
         dg.AssetKey("hindsight"): on_change(),
         dg.AssetKey("answer_groups"): on_change(),
         dg.AssetKey("scored_groups"): on_scores_due(settings),
-        dg.AssetKey("leaderboard"): on_evidence(),
     }
 
 

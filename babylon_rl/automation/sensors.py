@@ -16,7 +16,6 @@ from babylon_rl.automation.instance import report_dead_runs
 from babylon_rl.automation.jobs import (
     AB_TEST_JOB,
     EVIDENCE_ASSETS,
-    EVIDENCE_TAGS,
     HOURLY,
     HOURS_TAGS,
     JUDGE_REPORT_JOB,
@@ -208,15 +207,6 @@ checks_follow_hours = dg.AutomationConditionSensorDefinition(
     description="Checks the hours again after some were made.",
 )
 
-leaderboard_follows_reports = dg.AutomationConditionSensorDefinition(
-    "leaderboard_follows_reports",
-    target=dg.AssetSelection.assets("leaderboard"),
-    minimum_interval_seconds=every(60),
-    default_status=SENSORS,
-    run_tags=EVIDENCE_TAGS,
-    description="Ranks the versions again when a benchmark report changed outside the run of its batch.",
-)
-
 
 @dg.sensor(
     name="send_alerts",
@@ -278,5 +268,5 @@ def keep_counts_sensor(context: dg.SensorEvaluationContext, babylon: dg.Resource
 
 sensors = [
     observe_changes, end_dead_runs, ask_judge_again, start_training, finish_evidence, advance_rollouts, hours_follow_changes,
-    checks_follow_hours, leaderboard_follows_reports, send_alerts_sensor, note_failed_runs, keep_counts_sensor,
+    checks_follow_hours, send_alerts_sensor, note_failed_runs, keep_counts_sensor,
 ]  # fmt: skip

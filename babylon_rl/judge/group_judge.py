@@ -21,7 +21,7 @@ from babylon_rl.errors import BabylonError, JudgeRefused, JudgeUnavailable
 from babylon_rl.interrupts import run_coroutine
 from babylon_rl.judge.answers import LASTING, LASTING_TRIES, AnswerFault, FailureStreak
 from babylon_rl.judge.client import JudgeClient, JudgeReply
-from babylon_rl.judge.consensus import Agreement, AnswerCounts, Gain, ScoringResult, agreement, gain, gain_of_words
+from babylon_rl.judge.consensus import AnswerCounts, Gain, ScoringResult, agreement, gain, gain_of_words
 from babylon_rl.judge.group_outcomes import (
     GroupOutcome,
     Order,
@@ -107,11 +107,11 @@ class GroupJudge:
         """
         tally = _AnswerTally()
         try:
-            orders, agreed = await self._judgement(group, tally)
+            orders = await self._judgement(group, tally)
             form = masked_form(group)
             gained = None
             if form is not None:
-                without, masked = await self._judgement(form.group, tally)
+                without = await self._judgement(form.group, tally)
                 gained = gain(scores_by_order(orders), scores_by_order(without), form.suspects)
                 # two more orders are paid only where an agent seems to gain
                 if gained.gainers:
@@ -119,12 +119,12 @@ class GroupJudge:
                     gained = gain(scores_by_order(orders), scores_by_order(without), form.suspects, scores_by_order(placebo))
             words = await self._look(group, orders, tally) if looks else None
             if gained is not None and gained.gainers:
-                orders, agreed = without, masked
+                orders = without
         except UnusableAnswers as unusable:
             return UnscorableGroup(group, unusable.reason, unusable.transcript)
         except (OverBudget, JudgeUnavailable) as reason:
             return PendingGroup(group, str(reason))
-        return ScoredGroup(group, orders, agreed, tally.answers, tally.asked, gained, form, words)
+        return ScoredGroup(group, orders, tally.answers, tally.asked, gained, form, words)
 
     async def _look(self, group: RenderedGroup, orders: Sequence[Order], tally: _AnswerTally) -> Gain | None:
         """Gain from agents' words, by orders without each agent's words in turn; None outside the sample."""
@@ -134,15 +134,14 @@ class GroupJudge:
         silent = await _all([self._orders(without_words(group, agent), range(1), tally) for agent in agents])
         return gain_of_words(scores_by_order(orders), {agent: scores_by_order(one)[0] for agent, one in zip(agents, silent, strict=True)})
 
-    async def _judgement(self, group: RenderedGroup, tally: _AnswerTally) -> tuple[list[Order], Agreement]:
-        """Orders of one form of a group and their agreement; further orders where they differ."""
+    async def _judgement(self, group: RenderedGroup, tally: _AnswerTally) -> list[Order]:
+        """Orders of one form of a group; further orders where they differ."""
         orders: list[Order] = []
         for numbers in order_rounds(self._settings):
             orders += await self._orders(group, numbers, tally)
-            agreed = agreement(scores_by_order(orders))
-            if agreed.disagreement <= self._settings.judge_disagreement:
+            if agreement(scores_by_order(orders)).disagreement <= self._settings.judge_disagreement:
                 break
-        return orders, agreed
+        return orders
 
     async def _orders(self, group: RenderedGroup, numbers: range, tally: _AnswerTally) -> list[Order]:
         """Ask for some orders; requests that the cache answers cost nothing."""

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from babylon_rl.judge.answers import EpisodeVerdict, read_answer
 from babylon_rl.judge.client import server_of
-from babylon_rl.judge.consensus import DECIMALS, Agreement, Gain, group_scores, merge
+from babylon_rl.judge.consensus import DECIMALS, Agreement, Gain, agreement, group_scores, merge
 from babylon_rl.judge.parts import Part
 from babylon_rl.judge.prompt.forms import MaskedGroup
 from babylon_rl.judge.prompt.injection import Flag
@@ -37,7 +37,7 @@ class Order:
 
 @dataclass(frozen=True)
 class ScoredGroup:
-    """Outcome with scores: orders, their agreement, and the answers, ``asked`` of them new.
+    """Outcome with scores: orders, and the answers, ``asked`` of them new.
 
     ``gain`` is that of the group's flagged sentences, None where it has none; where an agent gained by them, the orders are those of
     ``masked``. ``words`` is the gain of agents' own words, None but in the hours of the sample.
@@ -45,12 +45,16 @@ class ScoredGroup:
 
     group: RenderedGroup
     orders: Sequence[Order]
-    agreement: Agreement
     answers: Sequence[StoredAnswer]
     asked: int
     gain: Gain | None = None
     masked: MaskedGroup | None = None
     words: Gain | None = None
+
+    @property
+    def agreement(self) -> Agreement:
+        """Agreement of the orders."""
+        return agreement(scores_by_order(self.orders))
 
 
 @dataclass(frozen=True)
@@ -131,15 +135,15 @@ def _marks(outcome: ScoredGroup) -> dict[str, dict[Part, float]]:
 
 def judged_scores(outcome: ScoredGroup, settings: JudgeSettings, input_version: str) -> GroupScores:
     """Scores of a judged group, not stored."""
-    group, orders, agreement = outcome.group, outcome.orders, outcome.agreement
+    group, orders, agreed = outcome.group, outcome.orders, outcome.agreement
     gains = {} if outcome.gain is None else outcome.gain.by_agent
-    scores = {agent: (round(score, DECIMALS), _reasoning(outcome, agent)) for agent, score in agreement.scores.items()}
+    scores = {agent: (round(score, DECIMALS), _reasoning(outcome, agent)) for agent, score in agreed.scores.items()}
     whole = group_scores(group.window, settings.judge_model, judge_version(settings), scores, input_version, _marks(outcome))
     episodes = {episode.agent_id: episode for episode in group.episodes}
     entries = tuple(
         replace(
             entry,
-            disagreement=agreement.by_agent[entry.agent_id],
+            disagreement=agreed.by_agent[entry.agent_id],
             order_scores=tuple(order.verdicts[entry.agent_id].score for order in orders),
             places=tuple(order.places[entry.agent_id] for order in orders),
             shown_tokens=episodes[entry.agent_id].tokens,
@@ -148,8 +152,8 @@ def judged_scores(outcome: ScoredGroup, settings: JudgeSettings, input_version: 
         )
         for entry in whole.scores
     )
-    judgement = _judgement(outcome, server_of(settings, settings.judge_model))
-    return replace(whole, scores=entries, disagreement=agreement.disagreement, judgement=judgement)
+    judgement = _judgement(outcome, agreed.tau, server_of(settings, settings.judge_model))
+    return replace(whole, scores=entries, disagreement=agreed.disagreement, judgement=judgement)
 
 
 def flag_words(flag: Flag) -> str:
@@ -165,13 +169,13 @@ def _reasoning(outcome: ScoredGroup, agent: str) -> str:
     return storable("\n".join(f"Order {number} ({verdict.score:.2f}): {verdict.explanation}" for number, verdict in enumerate(verdicts, 1)))
 
 
-def _judgement(outcome: ScoredGroup, server: str) -> Judgement:
+def _judgement(outcome: ScoredGroup, tau: float | None, server: str) -> Judgement:
     # The same answers in another order of arrival are the same judgement.
     answers = sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
     usd = [answer.usd for answer in answers]
     return Judgement(
         orders=len(outcome.orders),
-        tau=outcome.agreement.tau,
+        tau=tau,
         requests=len(answers),
         prompt_tokens=known_sum(answer.prompt_tokens for answer in answers),
         completion_tokens=known_sum(answer.completion_tokens for answer in answers),

@@ -41,7 +41,6 @@ class JudgeStore:
         self.clock = clock
         # the process, so that others can see whether it runs, and which of its runs
         self.holder = f"{own_name()}/{secrets.token_hex(4)}"
-        self._reserves = False
         # a single thread: the connection carries one transaction at a time
         self._thread = ThreadPoolExecutor(1, "judge-database")
         self._arrived: dict[str, StoredAnswer] = {}
@@ -50,9 +49,9 @@ class JudgeStore:
     def close(self) -> None:
         """Finish the current write, write the remaining answers, and release reservations."""
         self._thread.shutdown()
-        if self._arrived and not self.connection.closed:  # the loop was ended between an answer and its row
-            self._write_arrived(self.connection)
-        if self._reserves and not self.connection.closed:
+        if not self.connection.closed:
+            if self._arrived:  # the loop was ended between an answer and its row
+                self._write_arrived(self.connection)
             stored.drop_reservations(self.connection, [self.holder])
 
     async def run(self, work: Callable[Concatenate[Connection, P], T], *arguments: P.args, **named: P.kwargs) -> T:
@@ -77,24 +76,6 @@ class JudgeStore:
         """Raise the error of the last write, if it failed. An answer that cannot be stored is not worth paying for."""
         if self._flushing is not None and self._flushing.done():
             self._flushing.result()
-
-    async def reserve(self, usd: float, most: float, paid: float) -> Reservation:
-        """Reserve dollars if they fit beside the spending of all runs today, requests under way included; ``paid`` is this run's own."""
-        return await self.run(self._reserve, usd, most, paid)
-
-    async def give_back(self, usd: float) -> None:
-        """Return reserved dollars."""
-        await self.run(stored.give_back, self.holder, usd, self.clock())
-
-    def _reserve(self, connection: Connection, usd: float, most: float, paid: float) -> Reservation:
-        """Reserve dollars; where they do not fit, first drop reservations of dead runs."""
-        # noted first, so that close returns the dollars even where this call is cut off after its commit
-        self._reserves = True
-        account = stored.reserve(connection, self.holder, usd, most, paid, self.clock())
-        if account.fits or not (ended := [holder for holder in account.holders if is_running(holder) is False]):
-            return account
-        stored.drop_reservations(connection, ended)
-        return stored.reserve(connection, self.holder, usd, most, paid, self.clock())
 
     def _write_arrived(self, connection: Connection) -> None:
         arrived = list(self._arrived.values())
@@ -216,7 +197,7 @@ class Budget:
             return
         self.blind |= None in expected
         usd = sum(part for part in expected if part is not None)
-        account = await self.store.reserve(usd, self.usd, self.paid)
+        account = await self.store.run(self._reserve, usd, self.usd)
         if not account.fits:
             raise OverBudget(
                 _LIMIT.format(usd=self.usd) + f"${account.spent:.4f} are spent today (UTC) or by this run, ${account.under_way:.4f} "
@@ -226,4 +207,13 @@ class Budget:
             yield
         finally:
             # answers that came are stored by now, and count at their real cost
-            await self.store.give_back(usd)
+            await self.store.run(stored.give_back, self.store.holder, usd, self.store.clock())
+
+    def _reserve(self, connection: Connection, usd: float, most: float) -> Reservation:
+        """Reserve dollars beside the spending of all runs today; where they do not fit, first drop reservations of dead runs."""
+        holder, now = self.store.holder, self.store.clock()
+        account = stored.reserve(connection, holder, usd, most, self.paid, now)
+        if account.fits or not (ended := [other for other in account.holders if is_running(other) is False]):
+            return account
+        stored.drop_reservations(connection, ended)
+        return stored.reserve(connection, holder, usd, most, self.paid, now)

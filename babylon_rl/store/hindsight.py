@@ -78,8 +78,8 @@ class StoredHour(msgspec.Struct, frozen=True, kw_only=True):
 class HourHindsight(msgspec.Struct, frozen=True, rename="camel"):
     """Counts of one hour: a row of babylon_rl.hindsight.
 
-    Of ``actions`` with a target, ``known`` have a known outcome, and ``right`` were right; ``leaked`` of the ``sequences`` leak. ``changed``,
-    which is not stored, says whether the call that returned them wrote them.
+    Of ``actions`` with a target, ``known`` have a known outcome, and ``right`` were right; ``leaked`` of the ``sequences`` leak.
+    ``changed``, which is not stored, says whether the call that returned them wrote them.
     """
 
     window: str
