@@ -21,10 +21,10 @@ from babylon_rl.episodes.trajectories import (
     LEAST_STAKE_USD,
     MOST_LEVERAGE,
     SequenceRules,
-    embedded_sequences,
     reduced,
     synthetic_sequences,
     with_logs,
+    with_sequences,
 )
 from babylon_rl.settings import HourSettings, Settings, TrainingSettings
 from babylon_rl.store import scores
@@ -252,7 +252,7 @@ def _eligible(
             continue
         trajectory = reduced(row, decoded, rules)
         if trajectory.message_source == "embedded":
-            yield embedded_sequences(trajectory, decoded.completed, rules) if texts else trajectory
+            yield with_sequences(trajectory, decoded.completed, rules) if texts else trajectory
         else:
             without_calls.append(trajectory)
     # The log is asked when the row stream has ended: the connection can answer no other query before.

@@ -326,10 +326,17 @@ def _count(steps: Sequence[Step], rules: SequenceRules) -> int:
     return sum([is_served(own[place]) for own, kind in called for place in rules.training(own, kind)])
 
 
-def embedded_sequences(trajectory: Trajectory, steps: Sequence[Step], rules: SequenceRules) -> Trajectory:
+def with_sequences(trajectory: Trajectory, steps: Sequence[Step], rules: SequenceRules) -> Trajectory:
     """Return the trajectory with the texts of the calls in its completed steps."""
-    called = [(step.step_number, step.action.action_type, step.llm_calls or (), step.began_ms) for step in steps]
-    return _with_texts(trajectory, called, rules)
+    minutes = step_minutes(trajectory.window, trajectory.start_time, [step.began_ms for step in steps])
+    sequences: list[ServedSequence] = []
+    for step, minute in zip(steps, minutes, strict=True):
+        calls = step.llm_calls or ()
+        for place in rules.training(calls, step.action.action_type):
+            served = sequence(calls[place], trajectory.trajectory_id, step.step_number, place, trajectory.message_source, minute)
+            if served is not None:
+                sequences.append(served)
+    return msgspec.structs.replace(trajectory, sequences=tuple(sequences), trainable_sequences=len(sequences))
 
 
 def synthetic_sequences(trajectory: Trajectory, steps: Sequence[Step]) -> Trajectory:
@@ -349,40 +356,24 @@ def with_logs(
     ``logs`` is not empty and in any order; ``texts`` keeps the training sequences.
     """
     ordered = sorted(logs, key=lambda log: (log.timestamp, log.call_id))
-    # A changed log changes the content as a changed step does.
-    content = digest(trajectory.recorded.encode(), *(log_bytes(log) for log in ordered))
-    done = [index for index, step in enumerate(steps) if step.action.action_type != PENDING]
-    facts = logged_calls(ordered, trajectory.trajectory_id, steps, logged_facts)
-    first = next((facts[index][0] for index in done if facts[index]), None)
+
+    def completed(read: Callable[[CallLogRow], StepCall]) -> list[Step]:
+        calls = logged_calls(ordered, trajectory.trajectory_id, steps, read)
+        with_calls = [msgspec.structs.replace(step, llm_calls=own) for step, own in zip(steps, calls, strict=True)]
+        return [step for step in with_calls if step.action.action_type != PENDING]
+
+    done = completed(logged_facts)
+    first = next((step.llm_calls[0] for step in done if step.llm_calls), None)
     counted = msgspec.structs.replace(
         trajectory,
         message_source="llm_call_logs",
-        content=content,
+        # A changed log changes the content as a changed step does.
+        content=digest(trajectory.recorded.encode(), *(log_bytes(log) for log in ordered)),
         short_prompts=None if first is None else is_short(first),
-        trainable_sequences=sum(
-            is_served(facts[index][place]) for index in done for place in rules.training(facts[index], steps[index].action.action_type)
-        ),
+        trainable_sequences=_count(done, rules),
     )
-    if not texts:
-        return counted
     # The texts are decoded only now, because most readings need the numbers only.
-    calls = logged_calls(ordered, trajectory.trajectory_id, steps, logged_call)
-    called = [(steps[index].step_number, steps[index].action.action_type, calls[index], steps[index].began_ms) for index in done]
-    return _with_texts(counted, called, rules)
-
-
-def _with_texts(
-    trajectory: Trajectory, steps: Sequence[tuple[int, str, Sequence[StepCall], float | None]], rules: SequenceRules
-) -> Trajectory:
-    """Return the trajectory with the texts of its steps: number, action type, calls and start of each."""
-    minutes = step_minutes(trajectory.window, trajectory.start_time, [began_ms for *_, began_ms in steps])
-    sequences: list[ServedSequence] = []
-    for (number, action_type, own, _), minute in zip(steps, minutes, strict=True):
-        for place in rules.training(own, action_type):
-            served = sequence(own[place], trajectory.trajectory_id, number, place, trajectory.message_source, minute)
-            if served is not None:
-                sequences.append(served)
-    return msgspec.structs.replace(trajectory, sequences=tuple(sequences), trainable_sequences=len(sequences))
+    return with_sequences(counted, completed(logged_call), rules) if texts else counted
 
 
 def digest(*parts: bytes) -> str:

@@ -12,10 +12,10 @@ from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.reading import by_agent, episode
 from babylon_rl.episodes.trajectories import (
     SequenceRules,
-    embedded_sequences,
     reduced,
     synthetic_sequences,
     with_logs,
+    with_sequences,
 )
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
 from babylon_rl.types import Episode, Trajectory
@@ -45,7 +45,7 @@ def check_decoding(raw: bytes) -> None:
     assert len(decoded.recorded) >= len(decoded.completed)
     whole = reduced(row(0, raw), decoded, RULES)
     if whole.message_source == "embedded":
-        served = embedded_sequences(whole, decoded.completed, RULES)
+        served = with_sequences(whole, decoded.completed, RULES)
         assert len(served.sequences) == whole.trainable_sequences
         json.dumps([one.messages for one in served.sequences], ensure_ascii=False).encode()
 
@@ -75,7 +75,7 @@ def trajectory(of: TrajectoryRow, logs: list[CallLogRow]) -> Trajectory | None:
         return None
     whole = reduced(of, decoded, RULES)
     if whole.message_source == "embedded":
-        return embedded_sequences(whole, decoded.completed, RULES)
+        return with_sequences(whole, decoded.completed, RULES)
     if not logs:
         return synthetic_sequences(whole, decoded.completed)
     steps = decoded.recorded
