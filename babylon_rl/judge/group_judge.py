@@ -388,7 +388,7 @@ class _ScoringRun:
                 return await judge.judge(group, looks=looks)
 
             async def finish(outcome: GroupOutcome) -> None:
-                await self._finish(store, leases.holder, outcome)
+                await self._finish(store, outcome)
 
             await run_pool(self._groups(store, windows), judge_leased, finish, self.settings.judge_concurrency)
             self.scored.notes += judge.budget.notes
@@ -404,12 +404,12 @@ class _ScoringRun:
             for hour in plan.hours.values():
                 yield hour.group
 
-    async def _finish(self, store: JudgeStore, holder: str, outcome: GroupOutcome) -> None:
+    async def _finish(self, store: JudgeStore, outcome: GroupOutcome) -> None:
         window = outcome.group.window
         hour = self.unfinished.pop(window)
         if sum(map(len, hour.trajectories.values())) >= LARGE_HOUR:
             forget_encodings()
-        result = await store.run(finish_hour, hour, outcome, self.settings, self.now, holder, self.force)
+        result = await store.run(finish_hour, hour, outcome, self.settings, self.now, store.holder, self.force)
         if isinstance(outcome, ScoredGroup):
             self.scored.asked[window] = AnswerCounts(outcome.asked, len(outcome.answers) - outcome.asked)
         if isinstance(result, GroupScores):

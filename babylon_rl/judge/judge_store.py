@@ -109,7 +109,6 @@ class Leases:
     """Leases on the hours that this run is judging; an async context manager. Another run waits until they are returned or expire."""
 
     def __init__(self, store: JudgeStore) -> None:
-        self.holder = store.holder
         self._store = store
         self._gone: set[str] = set()
         self._renewing: asyncio.Task[None] | None = None
@@ -125,13 +124,13 @@ class Leases:
     def drop_all(self) -> None:
         """Return all leases; call after the loop has ended and the store is closed."""
         if not self._store.connection.closed:
-            stored.drop_leases(self._store.connection, self.holder)
+            stored.drop_leases(self._store.connection, self._store.holder)
 
     async def acquire(self, window: str) -> None:
         """Acquire an hour's lease, once no other live run holds it. The transaction that writes the hour returns it (``finish_hour``)."""
         while True:
             now = self._store.clock()
-            other = await self._store.run(stored.claim_lease, window, self.holder, now, now - LEASE, list(self._gone))
+            other = await self._store.run(stored.claim_lease, window, self._store.holder, now, now - LEASE, list(self._gone))
             if other is None:
                 return
             # the holder's process is dead: take the lease over at once
@@ -143,7 +142,7 @@ class Leases:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEWED_EVERY_S)
-            await self._store.run(stored.renew_leases, self.holder, self._store.clock())
+            await self._store.run(stored.renew_leases, self._store.holder, self._store.clock())
 
 
 _LIMIT = "JUDGE_BUDGET_USD is {usd:g}: "  # prefix of the reason of a waiting hour, by which spent_until recognises it

@@ -414,7 +414,13 @@ def _written(
     share = _share(sizes, max_episodes, left)
     share -= PART_TOKENS * len(parts)
     shown = tuple(
-        _episode(episode, condense(text, _numbered(steps, shared), share, count), _acted(episode, parts, begun, private), private)
+        RenderedEpisode(
+            agent_id=episode.agent_id,
+            pnl=episode.window_pnl if private.allows("pnl") else None,
+            steps=episode.steps,
+            acted=_acted(episode, parts, begun, private),
+            **vars(condense(text, _numbered(steps, shared), share, count)),
+        )
         for episode, text, steps, begun in zip(episodes, whole, own, minutes, strict=True)
     )
     # shortening may have removed the last reference to a shared line
@@ -442,20 +448,6 @@ def _acted(episode: Episode, parts: Sequence[Part], minutes: Sequence[int], priv
 def _numbered(steps: Sequence[StepText], shared: SharedLines) -> list[StepText]:
     """The steps with numbers for shared lines."""
     return [replace(step, seen=tuple(map(shared.written, step.seen))) for step in steps]
-
-
-def _episode(episode: Episode, text: Condensed, acted: tuple[ActedPart, ...], private: PrivateFields) -> RenderedEpisode:
-    return RenderedEpisode(
-        agent_id=episode.agent_id,
-        text=text.text,
-        tokens=text.tokens,
-        left_out=text.left_out,
-        pnl=episode.window_pnl if private.allows("pnl") else None,
-        steps=episode.steps,
-        shortened=text.shortened,
-        decisions_shortened=text.decisions_shortened,
-        acted=acted,
-    )
 
 
 def _fitting(sentences: Sequence[str], most: int, count: Callable[[str], int]) -> list[str]:
