@@ -77,6 +77,22 @@ class JudgeStore:
         if self._flushing is not None and self._flushing.done():
             self._flushing.result()
 
+    async def reserve(self, usd: float, most: float, paid: float) -> Reservation:
+        """Reserve dollars if they fit beside the spending of all runs today, requests under way included; ``paid`` is this run's own."""
+        return await self.run(self._reserve, usd, most, paid)
+
+    async def give_back(self, usd: float) -> None:
+        """Return reserved dollars."""
+        await self.run(stored.give_back, self.holder, usd, self.clock())
+
+    def _reserve(self, connection: Connection, usd: float, most: float, paid: float) -> Reservation:
+        """Reserve dollars; where they do not fit, first drop reservations of dead runs."""
+        account = stored.reserve(connection, self.holder, usd, most, paid, self.clock())
+        if account.fits or not (ended := [holder for holder in account.holders if is_running(holder) is False]):
+            return account
+        stored.drop_reservations(connection, ended)
+        return stored.reserve(connection, self.holder, usd, most, paid, self.clock())
+
     def _write_arrived(self, connection: Connection) -> None:
         arrived = list(self._arrived.values())
         stored.add_answers(connection, arrived)
@@ -196,7 +212,7 @@ class Budget:
             return
         self.blind |= None in expected
         usd = sum(part for part in expected if part is not None)
-        account = await self.store.run(self._reserve, usd, self.usd)
+        account = await self.store.reserve(usd, self.usd, self.paid)
         if not account.fits:
             raise OverBudget(
                 _LIMIT.format(usd=self.usd) + f"${account.spent:.4f} are spent today (UTC) or by this run, ${account.under_way:.4f} "
@@ -206,13 +222,4 @@ class Budget:
             yield
         finally:
             # answers that came are stored by now, and count at their real cost
-            await self.store.run(stored.give_back, self.store.holder, usd, self.store.clock())
-
-    def _reserve(self, connection: Connection, usd: float, most: float) -> Reservation:
-        """Reserve dollars beside the spending of all runs today; where they do not fit, first drop reservations of dead runs."""
-        holder, now = self.store.holder, self.store.clock()
-        account = stored.reserve(connection, holder, usd, most, self.paid, now)
-        if account.fits or not (ended := [other for other in account.holders if is_running(other) is False]):
-            return account
-        stored.drop_reservations(connection, ended)
-        return stored.reserve(connection, holder, usd, most, self.paid, now)
+            await self.store.give_back(usd)
