@@ -88,7 +88,7 @@ def calibration_name(seed: int) -> str:
     return content_version([seed, FIRST, NAMES, encode_run(run).decode(), prompts])[:16]
 
 
-FEWEST_HOURS, MOST_HOURS = 2, 168
+FEWEST_HOURS = 2
 _SAME = 1e-12
 
 
@@ -113,11 +113,8 @@ def measure(
 
     Raises:
         MarketError: the judge scored fewer than two hours; the message has its reason for the first one that it did not.
-        ValueError: ``hours`` is not between FEWEST_HOURS and MOST_HOURS.
         JudgeRefused: the judge answers nobody.
     """
-    if not FEWEST_HOURS <= hours <= MOST_HOURS:
-        raise ValueError(f"{hours} hours: {FEWEST_HOURS} to {MOST_HOURS} can be calibrated on.")
     skills_of_players = skills(skill_markets, _counted(on_progress, "markets of known skill", skill_markets))
     windows = calibration_windows(hours)
     # An interrupted calibration goes on after its newest hour.

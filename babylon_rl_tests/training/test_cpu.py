@@ -18,7 +18,6 @@ from babylon_rl.settings import Settings
 from babylon_rl.training.backends.cpu import RATIO_LIMIT
 from babylon_rl.training.backends.cpu.bounds import Measured, refuse_diverged
 from babylon_rl.training.backends.cpu.policy import (
-    BaseCache,
     PackedPolicy,
     as_pack,
     grouped,
@@ -209,25 +208,13 @@ def test_the_next_iteration_goes_on_from_weights_and_optimizer_state(cpu_setting
 
 
 @pytest.mark.slow
-def test_what_was_kept_of_the_base_changes_no_byte(cpu_settings: Settings, tmp_path: Path) -> None:
+def test_a_trainer_that_goes_on_and_a_new_one_give_the_same_bytes(cpu_settings: Settings, tmp_path: Path) -> None:
     settings, lesson = cpu_settings.model_copy(update={"epochs": 2, "kl_penalty": 0.05}), make_lesson(2)
     went_on = CpuTrainer(settings, 1)
     for trainer, name, step in ((went_on, "1", 1), (went_on, "2", 2), (CpuTrainer(settings, 1), "resumed", 2)):
         (tmp_path / name).mkdir()
         trainer.train(make_iteration(lesson, step, 2), tmp_path / "1" if step == 2 else None, tmp_path / name, ignore)
     assert digest(tmp_path / "2") == digest(tmp_path / "resumed") != digest(tmp_path / "1")
-
-
-def test_the_base_is_computed_once_where_there_is_room(cpu_settings: Settings, tiny_base: Path) -> None:
-    tokenizer, model = load_policy(tiny_base, None)
-    items, _ = make_items(tokenizer, make_lesson(2))
-    packs = pack([item.encoded for item in items], most_tokens=1)
-    one = PackedPolicy(model).base_states(packs[:1], items)[0]
-    narrow, wide = (PackedPolicy(model, 1, BaseCache(most)) for most in (one.size * 3 // 2, 10**9))
-    twice = [[policy.base_states(packs, items) for _ in range(2)] for policy in (narrow, wide)]
-    again = [[first is second for first, second in zip(*both, strict=True)] for both in twice]
-    assert sum(again[0]) == 1 and all(again[1])
-    assert all(torch.equal(a.at_choices_nd, b.at_choices_nd) for a, b in zip(twice[0][1], twice[1][0], strict=True))
 
 
 def test_a_model_in_training_answers_without_rows_too(tiny_base: Path) -> None:

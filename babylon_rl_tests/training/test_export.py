@@ -25,7 +25,7 @@ from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.training.export import FORMATS, export_windows
+from babylon_rl.training.export import FORMATS
 from babylon_rl.training.export.destination import destination
 from babylon_rl.training.export.hours import Selection, Splits, read_hours
 from babylon_rl.training.export.parquet_files import HuggingFaceWriter, columns_table, schema
@@ -413,8 +413,6 @@ def test_an_hour_without_an_episode_leaves_nothing(database: Database, settings:
         for form in FORMATS:
             done = exported(connection, [WINDOW], tmp_path / form, form, settings)
             assert (done.files, done.records, (tmp_path / form).exists()) == ((), 0, False)
-        with pytest.raises(ValueError, match="no format"):
-            export_windows(connection, [WINDOW], str(tmp_path), "csv", settings, splits=Splits(), selection=Selection())
 
 
 @pytest.mark.long

@@ -88,8 +88,7 @@ class GpuTrainer(Trainer):
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         """Train an iteration. Raises TrainingError when ART failed, in whatever way."""
-        if self._run is None:
-            raise TrainingError("prepare() comes before train(): a run that has claimed its batch gives signs of life.")
+        assert self._run is not None, "prepare() comes before train()"
         groups = sent_groups(iteration.sequences, self._base)
         counted = count_groups(groups, self._base, True)
         tokens = counted.trainable_tokens or 0

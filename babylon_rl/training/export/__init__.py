@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
@@ -13,17 +13,7 @@ from babylon_rl.training.export.hours import SPLITS, ExportHour, Selection, Spli
 from babylon_rl.training.export.json_files import ArchiveWriter, JsonlWriter
 from babylon_rl.training.export.parquet_files import HuggingFaceWriter, ParquetWriter
 
-
-class Writer(Protocol):
-    """Export format: receives hours one by one and writes their files into a destination."""
-
-    def add(self, hour: ExportHour) -> None:
-        """Write one hour."""
-
-    def close(self) -> None:
-        """Finish all files."""
-
-
+Writer = JsonlWriter | ParquetWriter | ArchiveWriter  # each takes hours one by one (``add``), and finishes its files (``close``)
 _WRITERS: dict[str, Callable[[Destination], Writer]] = {
     "jsonl": JsonlWriter,
     "parquet": lambda place: ParquetWriter(place, lambda split, _: f"{split}.parquet"),
@@ -102,8 +92,6 @@ def export_windows(
         UsageError: the target is not empty and not an earlier export, or no file system knows it.
         ExportError: the target cannot be written.
     """
-    if form not in FORMATS:
-        raise ValueError(f"{form!r} is no format: {', '.join(FORMATS)}.")
     done = ExportedRows()
     if not windows:
         return done

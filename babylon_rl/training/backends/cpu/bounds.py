@@ -1,8 +1,8 @@
 """Bounds of the policy that the CPU trainer publishes, and its trust region around the parent.
 
-The parent is the version that a training continues from. Its distributions at all choices of the batch are read once, before training; a
-policy beyond ``PARENT_BOUND`` of it takes no further step, and goes back on the straight line between their weights until the whole batch
-is within. The first generation, from the base, has no parent, and ``KL_BOUND`` to the base alone.
+The parent is the version that a training continues from. Its distributions at all choices of the batch are read once, before training;
+steps shrink as the policy nears ``PARENT_BOUND``, and one beyond it goes back on the straight line between their weights until the whole
+batch is within. The first generation, from the base, has no parent, and ``KL_BOUND`` to the base alone.
 
 A collapse shows at the first choice of an answer, over all prompts: one action has the policy, or it has turned one kind of prompt to
 another action. A prompt's kind is the likeliest action of the parent there, which is known in any game. Actions are recognised by the

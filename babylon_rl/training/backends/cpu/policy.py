@@ -62,7 +62,6 @@ FROZEN_SHARE = 0.4  # of the layers, from the bottom
 TOKENS_AT_ONCE = 1728  # of groups that are computed side by side: together they need no more memory than the longest row alone
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")  # in the names of parameters
-KEPT_BYTES = 256_000_000
 
 Group = Sequence["Pack"]  # computed in one pass
 Spot = tuple[int, int, int]  # member of the pack, item, response token
@@ -253,24 +252,6 @@ class BaseStates:
     at_choices_nd: Tensor
     lower: LowerStates
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return sum(states.nbytes for states in (self.at_choices_nd, self.lower.states) if states is not None)
-
-
-class BaseCache(dict[object, BaseStates]):
-    """The base's states of rows that are trained again, up to ``most`` bytes."""
-
-    def __init__(self, most: int = 0) -> None:
-        super().__init__()
-        self._room = most
-
-    def keep(self, key: object, of_base: BaseStates) -> None:
-        if key not in self and of_base.size <= self._room:
-            self._room -= of_base.size
-            self[key] = of_base
-
 
 class PackedPolicy:
     """Causal model with an adapter in training, evaluated at tokens of packed rows.
@@ -280,10 +261,10 @@ class PackedPolicy:
     group after another.
     """
 
-    def __init__(self, model: Any, threads: int = 1, kept: BaseCache | None = None, device: Device = PROCESSOR) -> None:
+    def __init__(self, model: Any, threads: int = 1, device: Device = PROCESSOR) -> None:
         self.model = model
         self.device = device
-        self._threads, self._kept = threads, BaseCache() if kept is None else kept
+        self._threads = threads
         # Kept: a new thread may get another of glibc's heaps, beside the memory that the one before it has freed.
         self._computing = cache(ThreadPoolExecutor)
         self._causal = model.get_base_model()
@@ -331,27 +312,22 @@ class PackedPolicy:
         return self._each_without_gradients(packs, compute)
 
     def base_states(self, packs: Sequence[Pack], items: Sequence[Item]) -> list[BaseStates]:
-        """The base's states of each pack, computed or kept from an earlier pass."""
+        """The base's states of each pack."""
 
         def compute(group: Group) -> list[BaseStates]:
             whole = LowerStates(self._first_trained)
             at_choices = by_pack(self.hidden(group, items, whole), group, items)
             return [BaseStates(*one) for one in zip(at_choices, apart(whole, [row.unread for row in group]), strict=True)]
 
-        keys = [(row.unread, tuple(before_choices(row, items))) for row in packs]
-        missing = [place for place, key in enumerate(keys) if key not in self._kept]
         with self.model.disable_adapter():
-            computed = dict(zip(missing, self._each_without_gradients([packs[place] for place in missing], compute), strict=True))
-        for place, of_base in computed.items():
-            self._kept.keep(keys[place], of_base)
-        return [computed[place] if place in computed else self._kept[key] for place, key in enumerate(keys)]
+            return self._each_without_gradients(packs, compute)
 
     def _each_without_gradients(self, packs: Sequence[Pack], compute: Callable[[Group], Sequence[Computed]]) -> list[Computed]:
         def without_gradients(group: Group) -> Sequence[Computed]:
             with torch.no_grad():  # holds for a thread alone
                 return compute(group)
 
-        # Each alone on a processor: in float32 the last bits of what is kept would depend on the packs beside it.
+        # Each alone on a processor: in float32 its last bits would depend on the packs beside it.
         groups = self.grouped(packs) if self.device.gpu else [[row] for row in packs]
         return [found for group in self.each(groups, without_gradients) for found in group]
 

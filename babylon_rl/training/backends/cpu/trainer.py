@@ -51,10 +51,8 @@ from babylon_rl.training.backends.cpu.loss import STALE_PROBABILITY, LossWeights
 from babylon_rl.training.backends.cpu.policy import (
     ALPHA,
     FROZEN_SHARE,
-    KEPT_BYTES,
     RANK,
     TARGETS,
-    BaseCache,
     BaseStates,
     Group,
     Item,
@@ -108,8 +106,6 @@ class CpuTrainer(Trainer):
         self._settings = settings
         self._base_dir = base_model_dir(settings)
         self._threads = threads
-        self._room = KEPT_BYTES if settings.epochs > 1 else 0
-        self._kept = BaseCache(self._room)
 
     def base_identity(self) -> BaseIdentity:
         return base_identity(self._base_dir, self.base_model)
@@ -146,9 +142,7 @@ class CpuTrainer(Trainer):
         items, left_out = make_items(tokenizer, iteration.sequences)
         if not items:
             raise NothingToTrain(f"No sequence of iteration {iteration.step} can be trained: {dict(left_out)}.")
-        if iteration.step == 1:
-            self._kept = BaseCache(self._room)
-        policy = PackedPolicy(model, self._threads or usable_cores(), self._kept, device)
+        policy = PackedPolicy(model, self._threads or usable_cores(), device)
         # One pass gives the weights of answers and, of a policy that is the parent still, its distributions.
         replayed = any(item.group for item in items)
         at = at_choices(read(policy, items, pack([item.encoded for item in items])), items) if replayed else None

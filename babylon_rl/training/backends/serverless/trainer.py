@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from babylon_rl.errors import CheckpointError, NothingToTrain, TrainingError
+from babylon_rl.errors import CheckpointError, NothingToTrain
 from babylon_rl.interrupts import run_coroutine
 from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
 from babylon_rl.services import WANDB
@@ -81,8 +81,7 @@ class ServerlessTrainer(Trainer):
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         """Train an iteration at most once at the service; a posted job is followed even if its sequences have changed since."""
-        if self._run is None:
-            raise TrainingError("prepare() comes before train(): a paid job is posted for a run that has claimed its batch.")
+        assert self._run is not None, "prepare() comes before train()"
         job = newest_job(self._run.connection, iteration.batch_id, iteration.step)
         if job is not None and job.state in ("failed", "expired"):  # whether or not its service can be reached now
             raise failure_of(job)
