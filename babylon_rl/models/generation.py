@@ -73,6 +73,7 @@ class Row:
 
 def choose(rows: Sequence[Row], hidden_bd: Tensor, head_vd: Tensor) -> None:
     """Draw each row's next token from the softmax over its legal tokens."""
+    # Rows under a grammar are computed together, over their legal tokens only.
     bound = [n for n, row in enumerate(rows) if row.node is not None]
     if bound:
         legal_n = [node.legal for row in rows if (node := row.node) is not None]

@@ -85,6 +85,7 @@ def _compile(text: str, tokenizer: "PreTrainedTokenizerBase") -> Grammar:
         raise UsageError("The tokenizer has no end token: an answer under a grammar cannot end.")
     # Of each text only the tokenizer's own split is legal, which is the one that training uses.
     tokens = {answer: (*encode_text(tokenizer, answer), int(tokenizer.eos_token_id)) for answer in texts}
+    # All texts share one trie, so a prefix determines the legal tokens.
     root = Trie()
     for sequence in tokens.values():
         node = root

@@ -165,6 +165,7 @@ class Policy:
 
     def finish(self, rows: Sequence[Row]) -> None:
         """Continue new rows to their ends, in micro-batches."""
+        # Similar requests become neighbours, so that micro-batches share prefixes.
         order = sorted(rows, key=lambda row: (row.adapter or "", row.pending))
         for batch in _micro_batches(order, self.sizes):
             generation = self.generation(batch[0].adapter)

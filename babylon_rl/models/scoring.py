@@ -77,6 +77,7 @@ def encode_sequence(
     grammar = compile_grammar(response_format, tokenizer)
     answer = grammar.tokens.get(response)
     if cut:
+        # The beginning of an answer, or all of it but the end token.
         answer = served if grammar.begins(served) else answer and answer[:-1]
     if not answer:
         return NOT_IN_GRAMMAR

@@ -83,6 +83,7 @@ def create_app(
             if not served:
                 known = ", ".join((BASE_MODEL_NAME, *policy.adapters))
                 raise ApiError(404, f"The model {body.model!r} is not served here; served: {known}.", "model_not_found", "model")
+            # Invalid requests are refused before they join a batch.
             row = policy.row(asked_for)
         except RequestRefused as refused:
             raise ApiError(400, str(refused), refused.code, refused.param) from None

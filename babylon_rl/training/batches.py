@@ -144,6 +144,7 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
         with own_transaction(connection):
             advance_batch(connection, batch_id, attempt, JUDGE, clock())
         windows = sorted({episode.window for episode in episodes})
+        # A batch that could train nothing fails before the judge is paid.
         refuse_hopeless(connection, batch, episodes, effective)
         scores = score_windows(connection, windows, effective, now, on_beat=lambda: heartbeat(connection, batch_id, attempt, clock()))
         if without_answers(effective) is None and batch.backend in ANSWER_BACKENDS:

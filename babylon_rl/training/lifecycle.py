@@ -109,6 +109,7 @@ class FailureRule:
 _LATER = f"the next `train`, or automation after a minute, two, four and so on, every {RETRY_EVERY.seconds // 60} minutes at the longest"
 _AT_ONCE = "the next `train`, or automation at once"
 _NEW = "a new batch; automation pauses before it freezes one"
+# The first rule that fits an error counts.
 FAILURES = (
     FailureRule("another run has the batch, or it has ended", (BatchConflict,), LEFT, _LATER),
     FailureRule("the database does not answer", (DatabaseError, psycopg.Error), RETRIED, _AT_ONCE),
@@ -399,6 +400,7 @@ def _over_time(run: BatchRun, iteration: TrainIteration) -> TrainingPaused:
 
 def _write_ahead(run: BatchRun, iteration: TrainIteration) -> None:
     begun = write_ahead.read_steps(run.connection, run.batch.batch_id)
+    # Deaths are starts without an end; pauses do not count.
     deaths = sum(step.iteration == iteration.step and not step.paused for step in begun)
     # A posted job is followed, however often its runs died.
     if deaths >= MAX_LOST_RUNS and write_ahead.newest_job(run.connection, iteration.batch_id, iteration.step) is None:
@@ -409,6 +411,7 @@ def _write_ahead(run: BatchRun, iteration: TrainIteration) -> None:
     number = iteration.step
     step = TrainingStep(number, run.attempt, run.trainer.name, number - 1, iteration.windows, iteration.calls, run.clock())
     with own_transaction(run.connection):
+        # A run that was taken over begins nothing.
         advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock())
         write_ahead.begin_step(run.connection, run.batch.batch_id, step)
 

@@ -91,6 +91,7 @@ def mean_interval(
     x = cluster_means(finite(values), clusters)
     mean, count = float(x.mean()), int(x.size)
     if count == 1:
+        # One draw says nothing of its spread.
         return Interval(mean, -math.inf, math.inf, 1)
     if np.ptp(x) == 0:
         return Interval(mean, mean, mean, count)
@@ -100,7 +101,7 @@ def mean_interval(
 
 def paired_interval(ours: Values, theirs: Values, *, confidence: float = CONFIDENCE) -> Interval:
     """Mean of ``ours - theirs``, in the same order of markets, with its interval. Raises ValueError as ``mean_interval`` does."""
-    return mean_interval(np.subtract(ours, theirs), confidence=confidence)
+    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)], confidence=confidence)
 
 
 def _reach(x: Floats, seed: int, resamples: int, confidence: float) -> float:
@@ -356,7 +357,7 @@ def compare_pairs(
 
     ``clusters`` names the snapshot of every pair.
     """
-    gains = finite(ours) - finite(theirs)
+    gains = finite([a - b for a, b in zip(ours, theirs, strict=True)], "differences")
     means = cluster_means(gains, clusters)
     return PairedComparison(
         mean_interval(means, confidence=confidence),

@@ -101,6 +101,7 @@ def _arm(agents: Sequence[Sequence[float]], name: str) -> tuple[float, float, fl
     if hours.size == 0:
         raise ValueError(f"No agent of {name} has played yet.")
     mean, effective = float(totals.sum() / hours.sum()), float(hours.sum() ** 2 / (hours**2).sum())
+    # One agent says nothing of how agents differ.
     if hours.size == 1:
         return mean, math.inf, 1.0
     residuals = float(((totals - mean * hours) ** 2).sum()) / float(hours.sum()) ** 2

@@ -330,6 +330,7 @@ def choose_trainer(settings: Settings) -> Trainer:
     Raises NoTrainer: as ``trainer_choice``.
     """
     choice = trainer_choice(settings)
+    # Imported here, because these modules load large packages.
     if choice.backend == SERVERLESS:
         from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
 

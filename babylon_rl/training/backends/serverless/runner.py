@@ -116,6 +116,7 @@ class RemoteJobRunner:
                 raise failure_of(current)
 
     async def _post(self, job: RemoteJob, post: PostJob) -> RemoteJob:
+        # Write-ahead: the row is committed before the request can leave.
         write_ahead.begin_job(self._run.connection, job, self._run.attempt)
         self._at("row written")
         try:
@@ -257,12 +258,14 @@ class RemoteJobRunner:
         while True:
             shown = set(await self._service.steps())
             extra = {number for number in shown if number > step} | (made - deleted)
+            # Steps of versions that are no parent, and steps that no job explains, need a person.
             if versions := [published[number] for number in sorted(extra & published.keys())]:
                 raise CheckpointError(_given_up(self._service.model_name, max(shown), step, versions))
             unexplained = (extra | deleted) - made
             if len(unexplained) > len(silent):
                 late = write_ahead.late_jobs(self._run.connection, self._service.address, self._service.model_name)
                 raise CheckpointError(_foreign(self._service.model_name, max(shown), step, late))
+            # Delete what failed batches made, then look again: the list may lag behind.
             if extra - deleted:
                 await self._service.delete(sorted(extra))
                 self._at("steps deleted")
