@@ -1,9 +1,8 @@
 """Alerts: causes for a person, each sent once to every channel that is set.
 
-``send_alerts`` is one tick: it looks for the causes of CAUSES, keeps them in babylon_rl.alerts, and sends what is due. While nothing is
-written it looks once an hour, for the causes that come with time. A channel that fails is tried again at the next tick, and one that has
-taken an alert does not get it twice. Only a process that dies, or a receiver that answers too late, between taking a message and saying so
-can cause a second one. ``raise_alert`` adds a cause that is not in the database.
+``send_alerts`` is one tick: it looks for the causes of CAUSES (once an hour while nothing is written), keeps them in babylon_rl.alerts, and
+sends what is due. A channel that fails is tried again next time. One that has taken an alert gets it twice only if a process dies, or
+the receiver answers too late. ``raise_alert`` adds a cause that is not in the database.
 """
 
 import html

@@ -1,14 +1,11 @@
 """Backup, restore and move of a database with its checkpoints and state.
 
-The file is an uncompressed ZIP, written and read in one pass: ``database.sql`` (the one member that is compressed), files of the state
-directory, and ``backup.json``, the manifest with the hash of each. Left out is what can be made again: weights of bases, caches, logs and
-output of Dagster's runs, and batches that are being trained, which begin their iteration again.
+The file is a ZIP of ``database.sql``, files of the state directory, and ``backup.json``, the manifest with the hash of each, without what
+can be made again: weights of bases, caches, logs, and batches that are being trained, which begin their iteration again.
 
-What belongs to the database is one snapshot of it. Recorded calls wait in the gateway's spool until they are in the database: the spool is
-read before the snapshot, so that no call is in neither. Checkpoints never change: they are read after it, those that its rows name.
-
-A restore checks every byte before it changes anything, then brings the files back, and last the database, in one transaction. Until its
-end the database is empty, and the same command goes on with what is missing.
+The database is one snapshot. The gateway's spool is read before it, so that each call is in one of the two, and checkpoints, which never
+change, after it. A restore checks every byte before it changes anything, then brings the files back, and last the database, in one
+transaction: until then the same command goes on with what is missing.
 """
 
 import hashlib

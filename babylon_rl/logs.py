@@ -1,9 +1,8 @@
 """Structured logs of servers and of Dagster's processes.
 
-structlog formats what the standard library's loggers take. ``start_logs`` sends every record below ``babylon_rl`` to standard error: JSON
-lines, or readable ones on a terminal. ``log_context`` adds run, window, batch and version to the records of a block. Secrets are redacted
-by their field's name, in addresses, and wherever the value of a secret setting appears. Without ``start_logs`` records go where the
-program's own logging sends them.
+structlog formats what the standard library's loggers take: JSON lines, or readable ones on a terminal. Secrets are redacted by their
+field's name, in addresses, and wherever the value of a secret setting appears. Without ``start_logs`` records go where the program's own
+logging sends them.
 """
 
 import logging

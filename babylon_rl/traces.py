@@ -1,10 +1,9 @@
 """OpenTelemetry traces of runs, their steps, iterations, judge requests and gateway calls.
 
-``start_traces`` begins them where OTEL_EXPORTER_OTLP_ENDPOINT is set; without it nothing of OpenTelemetry is imported, and ``span``
-yields a span that keeps nothing. OpenTelemetry's own instrumentations add the requests of aiohttp, by ``traced_connection`` statements
-of psycopg and by ``traced_app`` the requests that a server answers. Ended spans wait in memory and a thread sends them: a collector that
-does not answer costs spans, never a request or a run. Attributes are ids, names, counts and statements without their values, redacted as
-log records are; prompts, answers and messages of errors are not among them.
+Without OTEL_EXPORTER_OTLP_ENDPOINT nothing of OpenTelemetry is imported, and ``span`` yields a span that keeps nothing. OpenTelemetry's
+own instrumentations add requests of aiohttp, statements of psycopg and the requests that a server answers. A thread sends ended spans: a
+collector that does not answer costs spans, never a request or a run. Attributes are ids, names, counts and statements without values,
+redacted as log records are; prompts, answers and messages of errors are not among them.
 """
 
 import logging
