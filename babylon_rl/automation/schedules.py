@@ -23,12 +23,15 @@ from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
 from babylon_rl.serving.dagster_client import BATCHES, SCORING_JOBS, hour_tags, training_tags
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.judge_report import newest_judgement
+from babylon_rl.store.observation import RECENT, answered_late
 from babylon_rl.store.releases import read_tests
 from babylon_rl.store.scores import read_pending
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.freezing import count_freezable
 from babylon_rl.training.readiness import freeze_when_ready, smaller_batch_due, with_smaller_minimum
 from babylon_rl.windows import window_stretches
+
+ANSWERS_SINCE = timedelta(minutes=90)  # more than between two ticks, for one that came late
 
 
 @dg.schedule(
@@ -123,4 +126,20 @@ def score_settled(context: dg.ScheduleEvaluationContext, babylon: dg.ResourcePar
     return [dg.RunRequest(tags=hour_tags(first, last)) for first, last in window_stretches(hours, HOURS_PER_RUN)]
 
 
-schedules = [sweep_nightly, clean_up_nightly, report_judge_daily, report_ab_test, train_daily, score_settled]
+@dg.schedule(
+    cron_schedule="37 * * * *",
+    job=observe_job,
+    default_status=SCHEDULES,
+    description="Looks at every hour after a question from before the last 7 days was answered.",
+)
+def follow_answers(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
+    now = babylon.now()
+    with babylon.database.connect(autocommit=True) as connection:
+        answered = answered_late(connection, asked_before=now - RECENT, since=now - ANSWERS_SINCE)
+    if not answered:
+        return dg.SkipReason(f"No question from before the last {RECENT.days} days was answered lately.")
+    context.log.info(f"{answered} old questions were answered or changed.")
+    return dg.RunRequest()
+
+
+schedules = [sweep_nightly, clean_up_nightly, report_judge_daily, report_ab_test, train_daily, score_settled, follow_answers]

@@ -152,6 +152,20 @@ RECENT = timedelta(days=7)
 # Changes of "User" need no watching: an agent without trajectories has no rows, and deleting an agent deletes its rows.
 TABLES = ("public.trajectories", "public.llm_call_logs", *MARKET_TABLES)
 
+# Markets that belong to no question are answered by their own row.
+_ANSWERED_LATE = """
+    SELECT count(*) FROM (
+        SELECT id FROM public."Question" WHERE "createdDate" < %(asked)s AND "updatedAt" >= %(since)s AND "resolvedOutcome" IS NOT NULL
+        UNION SELECT id FROM public."Market" WHERE "createdAt" < %(asked)s AND "updatedAt" >= %(since)s AND resolved
+    ) answered
+"""
+
+
+def answered_late(connection: Connection, asked_before: datetime, since: datetime) -> int:
+    """Count the questions asked before a moment whose answer came or changed ``since`` another."""
+    return int(connection.value(_ANSWERED_LATE, {"asked": asked_before, "since": since}) or 0)
+
+
 TRAJECTORIES = """
     SELECT t."windowId", to_char(t."startTime", 'YYYY-MM-DD"T"HH24:00'), count(*),
            least(greatest(max(t."updatedAt"), timestamp '0001-01-01'), timestamp '9999-12-31'),

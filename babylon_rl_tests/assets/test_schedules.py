@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -12,7 +13,7 @@ import pytest
 
 from babylon_rl.alerts import send_alerts
 from babylon_rl.automation.launch import job_definition
-from babylon_rl.automation.schedules import score_settled
+from babylon_rl.automation.schedules import follow_answers, score_settled
 from babylon_rl.automation.sensors import note_failed_runs
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl_tests.assets.conftest import NOW, Bench
@@ -52,6 +53,18 @@ def test_settled_hours_without_scores_are_scored_every_hour_unless_a_run_scores_
     bench.execute("INSERT INTO babylon_rl.judge_pending VALUES (%s, 'heuristic', 'It is down.', %s)", HOURS[0], NOW)
     (request,) = tick(bench, score_settled)
     assert request.tags["dagster/asset_partition_range_start"] == HOURS[1]
+
+
+def test_an_old_question_that_is_answered_makes_all_hours_looked_at(bench: Bench):
+    bench.execute('UPDATE "Question" SET "updatedAt" = %s', NOW - timedelta(days=1))
+    bench.execute('UPDATE "Market" SET "updatedAt" = %s', NOW - timedelta(days=1))
+    assert str(tick(bench, follow_answers)).startswith("No question from before the last 7 days")
+    answered = """UPDATE "Question" SET "resolvedOutcome" = TRUE, "updatedAt" = %s, "createdDate" = %s
+        WHERE id = (SELECT min(id) FROM "Question")"""
+    bench.execute(answered, NOW - timedelta(minutes=50), NOW - timedelta(days=3))
+    assert str(tick(bench, follow_answers)).startswith("No question")  # observe_changes sees it
+    bench.execute(answered, NOW - timedelta(minutes=50), NOW - timedelta(days=30))
+    assert tick(bench, follow_answers) == dg.RunRequest()
 
 
 @pytest.mark.slow
