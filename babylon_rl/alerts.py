@@ -53,7 +53,10 @@ _CANCELLED = "Cancelled"
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Kind of alert. ``look`` returns a sentence by subject for each present cause, which is sent once it has lasted ``after``."""
+    """Kind of alert; ``look`` returns a sentence by subject for each present cause.
+
+    ``after``: how long a cause must last before it is sent.
+    """
 
     kind: str
     title: str
@@ -64,7 +67,10 @@ class Cause:
 
 @dataclass
 class Sent:
-    """Causes that a tick sent, and the reasons of channels that failed; ``looked`` is for the next tick."""
+    """Outcome of a tick: the causes sent, and the channels that failed with their reasons.
+
+    ``looked`` is for the next tick: the state in which this one, or one before it, looked for causes.
+    """
 
     causes: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)

@@ -22,7 +22,11 @@ UNLIKELY = -9999.0  # a probability of 0, which JSON cannot hold as a logarithm;
 
 
 def plain_messages(messages: Iterable[Any]) -> list[dict[str, str]]:
-    """Return the messages as ``plain_message`` does."""
+    """Return the messages with a known role and one text each; a missing content is an empty text.
+
+    Raises:
+        RequestRefused: an unknown role, a call of a tool, or a content that is no text.
+    """
     return [plain_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 

@@ -225,6 +225,8 @@ def stream(
 ) -> "Iterator[DataFrame]":
     """Yield the frame of ``kind`` in parts of at most ``rows`` rows, which bounds memory.
 
+    Nothing without rows.
+
     Raises:
         UsageError: an unknown kind, fewer than one row, a malformed window id, or a range that runs backwards.
     """

@@ -76,7 +76,9 @@ def server_config(app: Any, **options: Any) -> "uvicorn.Config":
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Bind a socket, before minutes of work, without listening; ``port`` 0 takes a free one.
+    """Bind a socket without listening; ``port`` 0 takes a free one.
+
+    Called first, so that a used port is reported before minutes of work.
 
     Raises:
         ModelUnavailable: the address cannot be used.
@@ -260,7 +262,12 @@ def refuse_nesting(document: bytes) -> None:
 
 
 async def read_body(receive: Receive, longest: int, within_s: float) -> bytes:
-    """Read a body within its limits of length and time. Raises ApiError: it is too long or too slow; ClientGone."""
+    """Read a body within its limits of length and time.
+
+    Raises:
+        ApiError: too long, or too slow.
+        ClientGone: the client left before the body was complete.
+    """
     parts, size = list[bytes](), 0
     try:
         async with asyncio.timeout(within_s):

@@ -480,7 +480,11 @@ GROUPS = tuple(group for group in reversed(Settings.__bases__) if issubclass(gro
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment and ``.env``; ``overrides`` (field names) win. Raises SettingsError: a line for each value not allowed."""
+    """Read the environment and ``.env``; ``overrides`` (field names) win over both.
+
+    Raises:
+        SettingsError: one or more values are not allowed; the message has a line for each.
+    """
     # A setting on a line that the parser skips would silently have its default.
     lines = unreadable_lines(Path(ENV_FILE))
     try:

@@ -20,10 +20,13 @@ class NotJson(ValueError):
 
 
 def read_json(data: bytes | str, *, halves: bool = False) -> Any:
-    """Decode JSON of another program. The result can be written as JSON again, except with ``halves``. Raises NotJson: it is none.
+    """Decode JSON of another program. The result can be written as JSON again, except with ``halves``.
 
     NaN is read as None, Infinity as the largest number; a byte order mark, control characters in texts and bytes that are no UTF-8 are
     taken. Half of a surrogate pair becomes U+FFFD; with ``halves`` it stays, as the other half may come with the next piece of a text.
+
+    Raises:
+        NotJson: it is none.
     """
     try:
         return msgspec.json.decode(data)

@@ -62,7 +62,11 @@ def next_window(window: str) -> str:
 
 
 def window_range(first: str, end: str) -> Iterator[str]:
-    """The windows from ``first`` (inclusive) to ``end`` (exclusive). Raises UsageError: a malformed id, or a backward range."""
+    """The windows from ``first`` (inclusive) to ``end`` (exclusive), in order.
+
+    Raises:
+        UsageError: a malformed id, or ``end`` before ``first``.
+    """
     at, stop = window_start(first), window_start(end)
     if stop < at:
         raise UsageError(f"The range runs backwards: --from {first} is after --to {end}. Swap them.")

@@ -40,10 +40,15 @@ def players_named(
     attempts: int = 6,
     serving: Serving | None = None,
 ) -> Iterator[list[Player]]:
-    """Yield players in the order of ``names``; models are served until the block ends, from the first request to one of them on.
+    """Yield players in the order of ``names``; models are served until the block ends.
 
-    They play ``game``, by default what the first version among them was trained in, without any the first game; it is said which.
-    ``attempts`` are tries of a request to an endpoint of the user's, ``serving`` gives the server of base and versions.
+    The server for base and versions starts with the first request to one of them. Says which game is played, and which versions were
+    trained in another.
+
+    Args:
+        game: what they play; by default what the first version among them was trained in, without any the first game.
+        attempts: tries of a request to an endpoint of the user's.
+        serving: gives the URL of a server for base and adapters; by default one on this machine.
 
     Raises:
         UsageError: a name is unknown, or a version cannot be played here.
@@ -88,7 +93,10 @@ def _always(client: ChatClient) -> Callable[[], ChatClient]:
 
 
 def _local(names: Sequence[str], settings: Settings) -> tuple[dict[str, ModelSource], dict[str, Game]]:
-    """Sources of base and versions, and the games that the versions were trained in; no database is opened for the base alone."""
+    """Sources of base and versions, with the identity of their weights, and the games that the versions were trained in.
+
+    The database is opened only if a version is named.
+    """
     if not names:
         return {}, {}
     versions = [name for name in names if name != BASE]

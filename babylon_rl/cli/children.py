@@ -30,10 +30,15 @@ _ENDED = 0
 def run_child(
     command: Sequence[str], environment: Mapping[str, str], home: Path, stdout: IO[bytes] | None = None, stderr: IO[bytes] | None = None
 ) -> int:
-    """Run a program to its end, with ``environment`` on top of this process's own, and return its exit code.
+    """Run a program to its end and return its exit code.
 
     SIGINT, SIGTERM and SIGHUP to this process end the program and all its descendants. After that the signal has its usual effect (SIGINT:
     KeyboardInterrupt). A call in another thread than the main one gets no signals; ``stop_children`` ends its program.
+
+    Args:
+        environment: variables on top of this process's own.
+        home: the state directory, where the note of the running group lies.
+        stdout: the file for its standard output; by default that of this process. So is stderr for what it says.
     """
     _note(home, 0).parent.mkdir(parents=True, exist_ok=True)  # before anything runs: a program without its note is never found again
 

@@ -77,7 +77,10 @@ class Demo:
 
 @contextmanager
 def stage(settings: Settings, title: str) -> Iterator[None]:
-    """Print the start and duration of a stage, and append its wall and processor seconds to STAGES in the state directory."""
+    """Print the start and duration of a stage, and append its times to STAGES.
+
+    STAGES lies in the state directory; it holds wall and processor seconds.
+    """
     say(f"\n{title}")
     began_s, processor_s = time.monotonic(), _processor_s()
     try:
@@ -111,7 +114,9 @@ def prepare(state: Demo) -> None:
 
 
 def planned(state: Demo) -> list[list[str]]:
-    """The consecutive hours of each generation, from the first that was played or FIRST_HOUR on; the hour after them is for its release.
+    """The consecutive hours of each generation; the hour after them is for its release.
+
+    They begin with the first hour that was played, or with FIRST_HOUR.
 
     Raises:
         UsageError: the hours would reach into the future, or those of another seed or prompt are there.
@@ -198,7 +203,12 @@ def materialize_hours(state: Demo, hours: Sequence[str]) -> None:
 
 
 def train(state: Demo, hours: Sequence[str]) -> str:
-    """Train and benchmark the batch of ``hours``, new or resumed; return its id. Raises Diverged, NothingToTrain."""
+    """Train and benchmark the batch of ``hours``, new or resumed; return its id.
+
+    Raises:
+        Diverged: the policy left its bounds, now or in an earlier run after which later hours were played.
+        NothingToTrain: too few trajectories are freezable.
+    """
     from babylon_rl.automation.launch import run_batch
 
     # A failed batch is frozen again, unless later generations have played since.

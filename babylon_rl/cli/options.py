@@ -28,7 +28,11 @@ def refuse_future(window: str, now: datetime) -> None:
 
 
 def named_range(first: str | None, end: str | None) -> tuple[str, str] | None:
-    """The hours of --from and --to, None without them. Raises UsageError: one of them is missing, or they are malformed or empty."""
+    """The hours of --from and --to; None without them.
+
+    Raises:
+        UsageError: one of the two is missing, or the hours are malformed or empty.
+    """
     if first is None and end is None:
         return None
     if first is None or end is None:
@@ -39,7 +43,11 @@ def named_range(first: str | None, end: str | None) -> tuple[str, str] | None:
 
 
 def pinned_windows(settings: Settings, first: str | None, end: str | None) -> tuple[str, str] | None:
-    """The hours named by options or settings as (from, to), None for the look-back. Raises UsageError: they make no sense."""
+    """The hours named by options or settings, as (from, to); None for the look-back.
+
+    Raises:
+        UsageError: one of --from and --to is missing, or the hours are malformed or in the future.
+    """
     span = named_range(first, end)
     if span is not None:
         refuse_future(span[0], utc_now())

@@ -45,7 +45,12 @@ def listed(titles: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
 
 
 def emit(document: Mapping[str, Any] | Struct, parts: Sequence[Table | str], as_json: bool) -> None:
-    """Write a command's result: ``document``, which may hold structs, as JSON, or the tables and sentences of ``parts``."""
+    """Write a command's result: ``document``, which may hold structs, as JSON, or the tables and sentences of ``parts``.
+
+    Raises:
+        TypeError: ``document`` holds a value that JSON cannot express.
+        ValueError: a NaN or infinite number.
+    """
     if as_json:
         sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=to_builtins) + "\n")
     else:

@@ -140,7 +140,14 @@ def sync_outcomes(
 
 
 def train_as(mode: str, database: Database, settings: Settings, arguments: TrainArguments) -> None:
-    """Run `train` in the mode single, list or backfill; a named batch is trained in any mode but list."""
+    """Run `train` in the mode single, list or backfill.
+
+    A named batch is trained in any mode but list.
+
+    Raises:
+        UsageError: MODEL_VERSION pins one version and the mode makes many.
+        NothingToTrain: nothing can be frozen.
+    """
     if mode == "list":
         list_freezable(database, settings, arguments)
     elif mode == "single" or arguments.batch_id is not None:
@@ -180,6 +187,9 @@ def backfill(database: Database, settings: Settings, arguments: TrainArguments) 
 
     Each continues from the one before. A batch without anything to train is reported, and the next one is frozen from older hours. With
     --json the last training is printed with those before it, even after an error.
+
+    Raises:
+        NothingToTrain: nothing was trained.
     """
     trained: list[Trained] = []
     try:
@@ -217,6 +227,9 @@ def train_continuously(settings: Settings, given: Mapping[str, Any], arguments: 
     """Run Dagster's daemon with this project's automation, without the UI, until the process is interrupted.
 
     It trains when ready, as with `babylon-rl dev`, and the options ``given`` hold for what it freezes.
+
+    Raises:
+        UsageError: an option of a single batch was given, or --json: there is no last document.
     """
     if arguments.as_json:
         raise UsageError("MODE=continuous never ends, so it has no document to print: leave --json out.")

@@ -40,7 +40,13 @@ POLL_EVERY_S = 0.5
 
 
 def run_training(database: Database, settings: Settings, batch_id: str, as_json: bool) -> Trained:
-    """Train a frozen batch through the graph and print its lines meanwhile, with ``as_json`` on standard error."""
+    """Train a frozen batch through the graph and print its lines meanwhile.
+
+    With ``as_json`` the lines go to standard error.
+
+    Raises:
+        NothingToTrain: no group with a spread of scores is left.
+    """
     from babylon_rl.automation.launch import run_batch
 
     stream = sys.stderr if as_json else sys.stdout
@@ -68,7 +74,13 @@ class TrainArguments:
 
 
 def choose_batch(database: Database, settings: Settings, arguments: TrainArguments) -> Batch:
-    """The named batch, else an unfinished one, else a new one. Raises NothingToTrain, BatchConflict, UsageError."""
+    """The named batch, else an unfinished one, else a new one.
+
+    Raises:
+        NothingToTrain: nothing can be frozen.
+        BatchConflict: another run has just frozen it, or the named batch has failed.
+        UsageError: there is no such batch, or it was frozen with other options.
+    """
     # Settings without a trainer are refused before anything is read.
     trainer_choice(settings)
     with database.connect(autocommit=True) as connection:
@@ -206,7 +218,10 @@ def group_lines(group: BatchGroup) -> list[str]:
 
 @contextmanager
 def following(database: Database, batch_id: str, write: Callable[[str], None]) -> Iterator[None]:
-    """Print each of a batch's lines once while the block runs; a lost connection is opened again."""
+    """Print each of a batch's lines once while the block runs, and the rest at its end.
+
+    It connects again after a lost connection, and says so.
+    """
     stop = threading.Event()
 
     def follow() -> None:

@@ -65,7 +65,11 @@ def label(value: Any, name: str, longest: int = 1000) -> str:
 
 
 def number(value: Any, name: str) -> float:
-    """Return a finite number: ints and floats (numpy's too) as they are, others (Decimal) as floats. Raises UsageError: it is none."""
+    """Return a finite number: ints and floats, numpy's included, as they are, others (Decimal) as floats.
+
+    Raises:
+        UsageError: not a finite number.
+    """
     value = _scalar(value)
     # float() would accept booleans and numerals.
     if isinstance(value, bool | str) or value is None:

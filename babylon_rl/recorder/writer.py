@@ -89,7 +89,12 @@ class BackgroundWriter:
             return self._take(recording)
 
     def put(self, recording: Recording) -> None:
-        """Take a trajectory, waiting for room. Raises DatabaseUnreachable: none within ``patience_s``; UsageError: closed."""
+        """Take a trajectory, waiting for room.
+
+        Raises:
+            DatabaseUnreachable: no room within ``patience_s``; the trajectory was not taken.
+            UsageError: closed, or made in another process.
+        """
         with self._changed:
             self._require_open()
             self._changed.wait_for(lambda: len(self._waiting) < self._room or self._closing.is_set(), self.patience_s)
@@ -105,7 +110,11 @@ class BackgroundWriter:
         )
 
     def flush(self, timeout_s: float | None = None) -> None:
-        """Wait until every earlier trajectory is written or rejected, at most ``patience_s`` by default. Raises DatabaseUnreachable."""
+        """Wait until every earlier trajectory is written or rejected, at most ``patience_s`` by default.
+
+        Raises:
+            DatabaseUnreachable: not in time; the writer goes on trying.
+        """
         with self._changed:
             # Counts, not the queue: the thread has taken its batch off the queue already.
             handed = self._handed

@@ -79,7 +79,12 @@ class ABReport:
 def start(
     connection: Connection, name: str, arms: Sequence[str], shares: Sequence[float], expected_effect_usd: float, author: ReleaseAuthor
 ) -> ABTest:
-    """Start a test of versions (or base) with their percent of all agents. Raises UsageError, ReleaseRefused."""
+    """Start a test of versions (or base) with their percent of all agents.
+
+    Raises:
+        UsageError: the arms or shares make no sense.
+        ReleaseRefused: a version cannot be asked, or another test runs.
+    """
     if len(arms) < 2 or len(arms) != len(set(arms)) or len(arms) != len(shares):
         raise UsageError("Give two or more different versions and a share for each: --versions v1.0.0,v1.0.1 --shares 50,50.")
     # In this form NaN is refused, too.

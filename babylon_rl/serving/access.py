@@ -111,7 +111,11 @@ class Access:
         return self._any_key or self._clients is None
 
     def admit(self, scope: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Client:
-        """Identify the client of a request and take it from its budget; without ASGI's ``scope`` the key alone decides. Raises ApiError."""
+        """Identify the client of a request, and take it from its budget; without ASGI's ``scope`` the key alone decides.
+
+        Raises:
+            ApiError: no valid key, or a budget that is used up.
+        """
         key = bearer_token(headers)
         sha256 = key_hash(key) if key and (self._own is not None or self._any_key) else None
         if sha256 is not None and sha256 == self._own:

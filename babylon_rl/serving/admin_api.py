@@ -228,7 +228,13 @@ class AdminApi:
             )  # fmt: skip
 
     def _start(self, now: datetime, asked: shapes.TriggerRequest) -> shapes.TriggerDocument:
-        """Freeze a batch and launch its run. Raises ApiError: Dagster does not answer; nothing was frozen."""
+        """Freeze a batch and launch its run.
+
+        Raises:
+            BatchConflict: a job is unfinished, without ``force``.
+            NothingToTrain: nothing can be frozen or, without ``force``, it is not ready.
+            ApiError: Dagster does not answer; nothing was frozen.
+        """
         # Asked first: a batch that nobody runs would hold its trajectories.
         self.dagster.live_runs(job=TRAIN_JOB)
         # A connection of its own holds the lock, as freezing commits transactions of its own meanwhile.

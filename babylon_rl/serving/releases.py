@@ -95,7 +95,11 @@ def deploy(
 ) -> Rollout:
     """Roll a version out to all agents (immediate), a share (gradual) or ``agent_ids`` (test).
 
-    ``percentage`` of a gradual rollout is by default the first of its steps; 100 releases it. Raises ReleaseRefused, UsageError.
+    ``percentage`` of a gradual rollout is by default the first of its steps; 100 releases it.
+
+    Raises:
+        ReleaseRefused: the version cannot be deployed, or its state or another version's rollout forbids it.
+        UsageError: the arguments do not fit together.
     """
     if (strategy == "test") != bool(agent_ids):
         raise UsageError("Strategy test needs the agents that get the version, and only test does: --strategy test --agents ID,ID.")
@@ -148,7 +152,8 @@ def rollback(
     automatic deploys it again. With ``trial_id`` only that rollout is taken back.
 
     Raises:
-        ReleaseRefused: nothing is released, that rollout has ended, or ``target`` was never deployed or is not usable.
+        ReleaseRefused: nothing is released, the rollout of ``trial_id`` is not on trial any more, or ``target`` was never deployed or is
+            not usable.
     """
     with _transition(connection, author, settings) as at:
         trial = at.trial

@@ -213,7 +213,11 @@ class Upstream:
         return str(self._url.with_user(None).with_query(None).parent.parent)
 
     async def ask(self, model: str, request: ChatRequest) -> WholeAnswer | StreamedAnswer:
-        """Send a request; a stream is returned once its first token has come. Raises UpstreamFailed: not for an error of the request."""
+        """Send a request with what the gateway adds; a stream is returned once its first token has come.
+
+        Raises:
+            UpstreamFailed: no answer, no chat completion, or a stream that broke before its first token; not for an error of the request.
+        """
         # One adapter that fails must not keep others of the same server from being asked.
         breaker = self._breakers.setdefault(model, CircuitBreaker(monotonic, open_s=_OPEN_S))
         try:
