@@ -14,6 +14,7 @@ server or its machine is tagged by automation/instance.py. A process that was ki
 """
 
 import _thread
+import json
 import logging
 import math
 import threading
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import psycopg
@@ -41,6 +43,9 @@ from babylon_rl.store.database import Database, process_database
 from babylon_rl.traces import note, span, start_traces
 from babylon_rl.training.lifecycle import FailureEffect, failure_rule
 from babylon_rl.windows import is_window_id, utc_now
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import ExceptionContext
 
 _LOG = logging.getLogger(__name__)
 BEAT_EVERY_S, SILENT_S = 15.0, 90.0  # docs/decisions/0013: six beats may be lost before a run elsewhere counts as dead
@@ -176,6 +181,23 @@ def storage_errors() -> tuple[type[Exception], ...]:
     return SQLAlchemyError, DagsterPostgresException
 
 
+def shorten_storage_errors() -> None:
+    """Leave statement and values out of the errors of Dagster's storage.
+
+    Pages of them would hide the reason. Holds for this process.
+    """
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    if not event.contains(Engine, "handle_error", _without_statement):
+        event.listen(Engine, "handle_error", _without_statement)
+
+
+def _without_statement(context: "ExceptionContext") -> None:
+    if context.sqlalchemy_exception is not None:
+        context.sqlalchemy_exception.statement = context.sqlalchemy_exception.params = None
+
+
 def lost_errors() -> tuple[type[Exception], ...]:
     """Errors of a connection that was lost or refused: to the database, or to Dagster's storages."""
     # A server that ends a session for having been idle too long is one that was lost, and one that takes no writes is being replaced;
@@ -274,10 +296,9 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
     if run is None:
         yield babylon
         return
+    shorten_storage_errors()
     if context.instance is not None:
-        if run.remote_job_origin is None:
-            # A command's run: its job's page finds it by this tag, and nobody launches it again when its process was killed.
-            context.instance.add_run_tags(run.run_id, {REPOSITORY_TAG: f"{REPOSITORY}@{LOCATION}", NO_RETRIES_TAG: "0"})
+        _show_in_code_location(context.instance, run)
         _refuse_without_part(context.instance, run, babylon)
     partition = run.tags.get(PARTITION_TAG, run.tags.get(RANGE_START))
     start_traces(babylon.settings.otel_exporter_otlp_endpoint, secrets_of(babylon.settings))
@@ -293,6 +314,30 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
                 _LOG.info("it ended")
             else:
                 _LOG.error("it failed: %s", reason)
+
+
+def _show_in_code_location(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Note for a command's run its job in the code location.
+
+    The UI shows it then on the start page and the job's page.
+    Dagster notes it only for runs that it launches. The run of a command is not launched again when its process was killed.
+    """
+    if run.remote_job_origin is not None:
+        return
+    origin = {
+        "__class__": "ExternalPipelineOrigin",
+        "external_repository_origin": {
+            "__class__": "ExternalRepositoryOrigin",
+            "repository_location_origin": {"__class__": "RegisteredRepositoryLocationOrigin", "location_name": LOCATION},
+            "repository_name": REPOSITORY,
+        },
+        "pipeline_name": run.job_name,
+    }
+    instance.add_run_tags(run.run_id, {REPOSITORY_TAG: f"{REPOSITORY}@{LOCATION}", NO_RETRIES_TAG: "0"})
+    tagged = instance.get_run_by_id(run.run_id)
+    assert tagged is not None
+    stored: Any = dg.deserialize_value(json.dumps(origin))
+    instance.run_storage.replace_job_origin(tagged, stored)
 
 
 def _refuse_without_part(instance: dg.DagsterInstance, run: dg.DagsterRun, babylon: Babylon) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from babylon_rl.assets.resources import ENDED_TAG, LOST, storage_errors, why_dead
+from babylon_rl.assets.resources import ENDED_TAG, LOST, shorten_storage_errors, storage_errors, why_dead
 from babylon_rl.automation.dagster_yaml import broker_variables, instance_config
 from babylon_rl.automation.jobs import BATCHED, HOURLY, SOURCES, jobs
 from babylon_rl.errors import DatabaseError, SchemaMismatch, first_cause, first_line
@@ -70,6 +70,7 @@ def open_instance(database: Database, settings: Settings) -> Iterator[dg.Dagster
     Raises:
         DatabaseError: Dagster's storage fails, at the start or within the block.
     """
+    shorten_storage_errors()
     with _opened(database, prepare_instance(database, settings)) as instance:
         report_dead_runs(instance, database)
         yield instance

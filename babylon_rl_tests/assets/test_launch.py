@@ -40,7 +40,8 @@ def test_hours_run_by_hand_are_runs_like_any_other(sample_database: Database, se
         assert first.tags["dagster/asset_partition_range_start"] == windows[0]
         assert first.tags["dagster/asset_partition_range_end"] == windows[1]
         assert second.tags["dagster/partition"] == windows[2]
-        # A job's page shows runs by this tag.
+        # The start page shows runs by their origin, a job's page by this tag.
+        assert {run.remote_job_origin.repository_origin.get_label() for run in instance.get_runs()} == {"__repository__@babylon_rl"}
         assert len(instance.get_runs(dg.RunsFilter(job_name="hours", tags={".dagster/repository": "__repository__@babylon_rl"}))) == 2
         for asset in ("window_groups", "market_outcomes", "scored_groups"):
             assert instance.get_materialized_partitions(dg.AssetKey(asset)) == set(windows)
