@@ -108,7 +108,7 @@ def make_adapter(recipe: Recipe, base_dir: Path, out: Path, threads: int = 1) ->
 def _encoded(tokenizer: Any, call: Call, text: str) -> EncodedSequence:
     found = encode_sequence(tokenizer, call.messages, text, call.response_format)
     if not isinstance(found, EncodedSequence):
-        raise TrainingError(f"{text} cannot be taught: {found.detail}.")
+        raise TrainingError(f"{text} cannot be taught: {found}.")
     return found
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import CheckpointError
-from babylon_rl.evaluation.benchmark import Serving, evaluate_batch, record_release
+from babylon_rl.evaluation.benchmark import evaluate_batch, record_release
 from babylon_rl.files.durable import sha256
 from babylon_rl.market.simulation.games import TRADER_V1
 from babylon_rl.models.base_model import base_model_dir, base_model_name
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, MANIFEST, WEIGHTS, Manifest, base_identity, load_manifest, publish, verify
-from babylon_rl.models.server_process import running_server
+from babylon_rl.models.server_process import Serving, running_server
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import advance_batch, claim_batch
 from babylon_rl.store.connection import Connection

@@ -11,10 +11,10 @@ import sys
 import time
 from datetime import timedelta
 
-import psycopg
 from ten_million_rows import END, asked_rows, read_hours, say
 
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.training.batches import fail_batch
 from babylon_rl.training.freezing import freeze
@@ -25,7 +25,7 @@ BOUND_S = 1.0
 _TAKE_BACK = ("babylon_rl.dropped_episodes", "babylon_rl.batch_episodes", "babylon_rl.batch_items")
 
 
-def take_back(connection: psycopg.Connection[tuple[object, ...]], batch_id: str, settings: Settings) -> None:
+def take_back(connection: Connection, batch_id: str, settings: Settings) -> None:
     """Leave the database as it was before the batch."""
     fail_batch(connection, batch_id, "measured", END)
     for table in _TAKE_BACK:

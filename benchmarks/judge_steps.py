@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 from judge_tokens import MODEL, sample
 from training_rows import own_database
 
@@ -105,7 +104,7 @@ def main() -> None:
     settings = Settings(
         _env_file=None, judge_model=arguments.model, judge_base_url="http://127.0.0.1:9", judge_request_tokens=arguments.request_tokens
     )
-    with sample(arguments.database) as url, psycopg.connect(url) as connection:
+    with sample(arguments.database) as url, Connection.connect(url) as connection:
         recorded = list(measure(connection, "recorded", settings))
     with own_database("benchmark_judge_steps") as database, database.connect() as connection:
         for hour in range(HOURS):

@@ -19,8 +19,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from babylon_rl.cli.caches import keep_caches_at_home
 from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.reading import read_windows
@@ -143,7 +141,7 @@ def main() -> None:
     keeper = Keeper()
     threading.Thread(target=keeper.serve_forever, daemon=True).start()
     hours = []
-    with sample(arguments.database) as url, psycopg.connect(url) as connection:
+    with sample(arguments.database) as url, Connection.connect(url) as connection:
         connection.execute("SET TIME ZONE 'UTC'")
         readings = read_windows(connection, windows_with_rows(connection, "2025-01-01T00:00", "2026-01-01T00:00"), settings)
         ready = {window: reading for window, reading in readings.items() if reading.ready}

@@ -77,7 +77,7 @@ def read_hour(connection: Connection) -> Any:
     return read_window(connection, WINDOW, settings, texts=False)
 
 
-def cheapest(connection: psycopg.Connection[Any]) -> int:
+def cheapest(connection: Connection) -> int:
     """The rows, each decoded by the fields that can reject it and hashed, with nothing kept: rows that a pass refuses."""
     import msgspec
 

@@ -17,20 +17,20 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
-import psycopg
 
 from babylon_rl.automation.sensors import SWEPT, observe_changes, start_training
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl.training.batches import fail_batch, pending_batches
 from babylon_rl.windows import HOUR, window_of, window_range
 from babylon_rl_tests.callers import CALLERS, World
-from babylon_rl_tests.many_rows import Connection, ManyRows, insert_many
+from babylon_rl_tests.many_rows import ManyRows, insert_many
 from babylon_rl_tests.plans import BIG, Read, RecordedDatabase, Statement, explainable, reads_of
 
 END = datetime(2025, 11, 1)
@@ -75,7 +75,7 @@ def fill(connection: Connection, many: ManyRows) -> None:
 def fill_empty(url: str, many: ManyRows) -> None:
     """Migrate, and write the rows where there are none."""
     migrate(Database(url, url))
-    with psycopg.connect(url, autocommit=True) as connection:
+    with Connection.connect(url, autocommit=True) as connection:
         if connection.execute("SELECT NOT EXISTS (SELECT FROM public.trajectories)").fetchone() == (True,):
             with told(f"{many.rows:,} rows over {many.hours} hours by {many.agents} agents, in all"):
                 fill(connection, many)
@@ -87,7 +87,7 @@ def fill_empty(url: str, many: ManyRows) -> None:
 def prepared_server(home: Path, many: ManyRows) -> Iterator[str]:
     """The address of an embedded server under ``home`` that holds the rows, filled where nothing is filled yet."""
     with use_server(home) as url:
-        with psycopg.connect(url, autocommit=True) as connection:
+        with Connection.connect(url, autocommit=True) as connection:
             for setting in _PACE:
                 connection.execute(f"ALTER SYSTEM SET {setting}")
             connection.execute("SELECT pg_reload_conf()")

@@ -239,7 +239,7 @@ def train(
     run = trainer.IterationRun(PackedPolicy(model), items_of(rows), iteration, own, weights)
     # Without the cure both are measured all the same.
     trainer.PARENT_BOUND = bounds.PARENT_BOUND = math.inf if "kl" in cures_off else PARENT_BOUND  # type: ignore[attr-defined]
-    bounds.TURNED_SHARE = math.inf if "kl" in cures_off else TURNED_SHARE
+    bounds.TURNED_SHARE = math.inf if "kl" in cures_off else TURNED_SHARE  # type: ignore[attr-defined]
     trainer.token_loss = guarded_loss if "guard" in cures_off else token_loss  # type: ignore[attr-defined]
     result = run.train(lambda _: None)
     out.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
-
 from babylon_rl.market.simulation.config import MarketModel, preset
 from babylon_rl.market.simulation.generation import generate
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.embedded.cluster import Cluster
 from benchmarks.market_fit.measure import measure
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--database", help="a database with a recorded game instead of the sample")
     parser.add_argument("--write", action="store_true", help="write docs/evidence/market-fit.md and its pictures")
     arguments = parser.parse_args()
-    with game_database(arguments.database) as url, psycopg.connect(url) as connection:
+    with game_database(arguments.database) as url, Connection.connect(url) as connection:
         connection.execute("SET TIME ZONE 'UTC'")
         game = measure(recorded(connection))
     model = MarketModel()
