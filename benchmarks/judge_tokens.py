@@ -109,8 +109,8 @@ def made_up(connection: Connection, trajectory_id: str) -> Messages:
     """The texts that stand for steps without a call."""
     found: Messages = []
     for row in trajectories_by_id(connection, [trajectory_id]):
-        steps = decode(row)
-        for index, step in enumerate([] if isinstance(steps, Fault) else steps):
+        decoded = decode(row)
+        for index, step in enumerate([] if isinstance(decoded, Fault) else decoded.completed):
             text = synthetic(step, trajectory_id, index)
             found += [*text.messages, {"role": "assistant", "content": text.response}]
     return found
