@@ -81,12 +81,11 @@ def cheapest(connection: Connection) -> int:
     """The rows, each decoded by the fields that can reject it and hashed, with nothing kept: rows that a pass refuses."""
     import msgspec
 
-    from babylon_rl.episodes.decode import EnvironmentState
+    from babylon_rl.episodes.decode import ActionFacts, EnvironmentState
     from babylon_rl.episodes.trajectories import digest
     from babylon_rl.store.trajectories import trajectory_rows
 
-    action = msgspec.defstruct("action", [("actionType", str)], gc=False)
-    least = msgspec.defstruct("least", [("environmentState", EnvironmentState), ("action", action)], gc=False)
+    least = msgspec.defstruct("least", [("environmentState", EnvironmentState), ("action", ActionFacts)], gc=False)
     decode = msgspec.json.Decoder(list[least]).decode  # type: ignore[valid-type] # made at run time
     refused = 0
     for row in trajectory_rows(connection, [WINDOW]):

@@ -1,8 +1,9 @@
 """Decoding of a row into typed steps, or into a rejection reason with the fault's place.
 
-``decode`` holds the rules that reject a row, in their order, for everybody who reads rows. The fast path is one typed msgspec pass; a text
-that it refuses is read again, strictly, to name the place of the fault. Only the four fields that can reject a row have a type of their
-own; every other field may hold anything. What only some readers need stays undecoded (``recorded_value``).
+``decode`` holds the rules that reject a row, in their order, for everybody who reads rows: with texts or numbers only. The fast path is
+one typed msgspec pass; a text that it refuses is read again, strictly, to name the place of the fault. Only the four fields that can reject
+a row have a type of their own; every other field may hold anything. The ``...Facts`` structs hold the input of numbers; the others also
+hold the input of texts.
 """
 
 import json
@@ -19,7 +20,6 @@ from babylon_rl.tolerant_json import NotJson
 from babylon_rl.types import RejectionReason
 
 PENDING = "pending"
-NULL = msgspec.Raw(b"null")
 
 
 class EnvironmentState(msgspec.Struct, frozen=True, gc=False, rename="camel"):
@@ -30,15 +30,11 @@ class EnvironmentState(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     open_positions: float
 
 
-class Action(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """An action with its recorded parameters, result, error and reason; ``success`` is the recorded value, of any type."""
+class ActionFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """Kind of an action; ``success`` is the recorded value, of any type."""
 
     action_type: Annotated[str, msgspec.Meta(min_length=1)]
     success: Any = None
-    parameters: msgspec.Raw = NULL
-    result: msgspec.Raw = NULL
-    error: msgspec.Raw = NULL
-    reasoning: Any = None
 
     @property
     def succeeded(self) -> bool:
@@ -46,29 +42,43 @@ class Action(msgspec.Struct, frozen=True, gc=False, rename="camel"):
         return self.success is True
 
 
-class StepCall(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """One recorded call with the content of a training sequence."""
+class Action(ActionFacts, frozen=True, gc=False, rename="camel"):
+    """An action with its recorded parameters, result, error and reason."""
+
+    parameters: msgspec.Raw = msgspec.Raw(b"null")
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = msgspec.Raw(b"null")
+    reasoning: Any = None
+
+
+class CallFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """The fields of a recorded call that decide whether it trains."""
 
     purpose: Any = None
     system_prompt: Any = None
     user_prompt: Any = None
     response: Any = None
+
+
+class StepCall(CallFacts, frozen=True, gc=False, rename="camel"):
+    """One recorded call with the content of a training sequence."""
+
     model: Any = None
     model_version: Any = None
     call_id: Any = None
     messages: Any = None
-    response_format: msgspec.Raw = NULL
-    logprobs: msgspec.Raw = NULL
+    response_format: Any = None
+    logprobs: Any = None
     reasoning: Any = None
     finish_reason: Any = None
 
 
-class Step(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """One step. ``step_number`` is a whole number after ``decode_steps``: stepNumber, else the index in stepsJson."""
+class StepFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    """One step without the texts of training sequences."""
 
     environment_state: EnvironmentState
-    action: Action
-    llm_calls: Sequence[StepCall] | None = None
+    action: ActionFacts
+    llm_calls: Sequence[CallFacts] | None = None
     step_number: Any = None
     timestamp: Any = None
 
@@ -76,6 +86,19 @@ class Step(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     def began_ms(self) -> float | None:
         """Start time in milliseconds since the epoch; None if no number was recorded."""
         return as_number(self.timestamp)
+
+
+class Step(StepFacts, frozen=True, gc=False, rename="camel"):
+    """One step with the texts of its calls. ``step_number`` is a whole number after ``decode_steps``."""
+
+    environment_state: EnvironmentState
+    action: Action
+    llm_calls: Sequence[StepCall] | None = None
+
+    @property
+    def number(self) -> int:
+        """stepNumber, else the index in stepsJson."""
+        return whole_number(self.step_number, 0)
 
 
 def whole_number(recorded: Any, otherwise: int) -> int:
@@ -214,6 +237,7 @@ class _Metrics(msgspec.Struct):
 
 # A change of the rules below, of the struct's types or of what an episode counts takes another version: every hour is read again.
 EPISODE_RULES = "2"
+_FACTS = msgspec.json.Decoder(list[StepFacts])
 _STEPS = msgspec.json.Decoder(list[Step])
 _BENCHMARK = "benchmark-"
 MOST_DOLLARS = 1e12  # a larger amount is an overflow or a mistake, and would win every comparison
@@ -230,19 +254,22 @@ class Fault:
 
 
 class Decoded(NamedTuple):
-    """A row that counts: all its steps, the completed ones in order, and its P&L at the end in dollars."""
+    """A row that counts: all its steps, the completed ones in order, and its P&L at the end in dollars.
 
-    recorded: Sequence[Step]
-    completed: Sequence[Step]
+    Each is a ``Step``, or StepFacts of a row that was decoded without texts.
+    """
+
+    recorded: Sequence[Any]
+    completed: Sequence[Any]
     end_pnl: float
 
 
-def decode(row: TrajectoryRow) -> Decoded | Fault:
-    """Return a row's steps, or its first fault. Never raises for a row's content."""
+def decode(row: TrajectoryRow, *, texts: bool = True) -> Decoded | Fault:
+    """Return a row's steps, with the texts of training sequences or without, or its first fault. Never raises for a row's content."""
     fault = not_for_training(row)
     if fault is not None:
         return fault
-    steps = decode_steps(row.steps_json)
+    steps = decode_steps(row.steps_json) if texts else decode_facts(row.steps_json)
     if isinstance(steps, Fault):
         return steps
     completed = [step for step in steps if step.action.action_type != PENDING]
@@ -269,7 +296,7 @@ def not_for_training(row: TrajectoryRow) -> Fault | None:
 
 
 def decode_steps(text: bytes) -> list[Step] | Fault:
-    """Decode every step, pending ones included, or return the fault. A step without a whole stepNumber gets its index."""
+    """Decode every step with its texts, pending ones included, or return the fault. A step without a whole stepNumber gets its index."""
     try:
         steps = _STEPS.decode(text)
     except _REFUSED:
@@ -278,6 +305,14 @@ def decode_steps(text: bytes) -> list[Step] | Fault:
         step if step.step_number.__class__ is int else msgspec.structs.replace(step, step_number=whole_number(step.step_number, index))
         for index, step in enumerate(steps)
     ]
+
+
+def decode_facts(text: bytes) -> Sequence[StepFacts] | Fault:
+    """Decode the steps without the texts of training sequences, or return the fault."""
+    try:
+        return _FACTS.decode(text)
+    except _REFUSED:
+        return _explained(text)
 
 
 def _explained(text: bytes) -> list[Step] | Fault:
@@ -301,28 +336,22 @@ def _step(entry: dict[str, Any], index: int) -> Step:
         Action(
             action["actionType"],
             action.get("success"),
-            undecoded(action.get("parameters")),
-            undecoded(action.get("result")),
-            undecoded(action.get("error")),
+            _raw(action.get("parameters")),
+            _raw(action.get("result")),
+            _raw(action.get("error")),
             action.get("reasoning"),
         ),
-        [_call(call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else None,
+        [msgspec.convert(call, StepCall) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else None,
         whole_number(entry.get("stepNumber"), index),
         entry.get("timestamp"),
     )
 
 
-def _call(entry: dict[str, Any]) -> StepCall:
-    kept = {name: undecoded(entry.get(name)) for name in ("responseFormat", "logprobs")}
-    return msgspec.convert(entry | kept, StepCall)
-
-
-def undecoded(value: Any) -> msgspec.Raw:
-    """A JSON value as ``recorded_value`` reads it."""
+def _raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(json.dumps(value).encode())
 
 
-def end_pnl(final_pnl: float | None, metrics_json: bytes, last: Step) -> float:
+def end_pnl(final_pnl: float | None, metrics_json: bytes, last: StepFacts) -> float:
     """Return a trajectory's P&L at its end in dollars. "finalPnL", else metricsJson.finalPnL, else the P&L of the last step."""
     if final_pnl is not None and math.isfinite(final_pnl):
         return final_pnl

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from babylon_rl.episodes.decode import PENDING, Fault, StepCall, decode, strict_json
-from babylon_rl.episodes.trajectories import is_short, logged_call, logged_calls
+from babylon_rl.episodes.trajectories import is_short, logged_calls
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, unmatched_calls
 from babylon_rl.types import Check
@@ -48,7 +48,7 @@ def _row_checks(row: TrajectoryRow, logs: Sequence[CallLogRow]) -> tuple[bool, b
         return (False,) * 5
     steps = decoded.completed
     own = [step.llm_calls or () for step in steps]
-    calls: Sequence[Sequence[StepCall]] = own if any(own) else logged_calls(logs, row.trajectory_id, steps, logged_call)
+    calls: Sequence[Sequence[StepCall]] = own if any(own) else logged_calls(logs, row.trajectory_id, steps)
     served = [call for own in calls for call in own]
     entries = json.loads(row.steps_json)
     # Read again as plain JSON: results and provider accesses count here only, and the typed steps leave them out.

@@ -16,20 +16,22 @@ from typing import TypeVar
 
 from msgspec import structs
 
-from babylon_rl.episodes.decode import Decoded, Fault, decode
+from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.trajectories import (
     LEAST_STAKE_USD,
     MOST_LEVERAGE,
+    LoggedSteps,
     SequenceRules,
+    StepPlaces,
+    embedded_sequences,
     reduced,
     synthetic_sequences,
     with_logs,
-    with_sequences,
 )
 from babylon_rl.settings import HourSettings, Settings, TrainingSettings
 from babylon_rl.store import scores
 from babylon_rl.store.batches import BatchEpisode
-from babylon_rl.store.columns import UNSTORABLE, in_parts, portions
+from babylon_rl.store.columns import UNSTORABLE, portions
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_names
 from babylon_rl.store.trajectories import TrajectoryRow, call_log_rows, trajectories_by_id, trajectory_rows
@@ -170,6 +172,7 @@ def group_version(reading: HourEpisodes) -> str:
 
 
 MOST_NAMED = 20  # ids in a list
+_LOG_CHUNK = 1000  # trajectories per query for log rows
 TEXTS_AT_ONCE = 250  # trajectories whose texts are held
 
 
@@ -183,7 +186,7 @@ class _WindowRows:
     rejections: list[Rejection] = field(default_factory=list)
     odd_hours: list[str] = field(default_factory=list)
 
-    def count(self, row: TrajectoryRow, content: Decoded | Fault) -> None:
+    def count(self, row: TrajectoryRow, content: Trajectory | LoggedSteps | Fault) -> None:
         """Count a row with its decoded content or fault."""
         self.rows += 1
         if row.window_hours != 1:
@@ -243,34 +246,44 @@ def _eligible(
     connection: Connection, rows: Iterable[TrajectoryRow], settings: TrainingSettings, hours: Mapping[str, _WindowRows] | None, texts: bool
 ) -> Generator[Trajectory]:
     rules = SequenceRules(settings.purposes_g, settings.train_synthetic)
-    without_calls: list[Trajectory] = []
+    without_calls: list[LoggedSteps] = []
     for row in rows:
-        decoded = decode(row)
+        result = _decoded(row, rules, texts)
         if hours is not None:
-            hours[row.window].count(row, decoded)
-        if isinstance(decoded, Fault):
-            continue
-        trajectory = reduced(row, decoded, rules)
-        if trajectory.message_source == "embedded":
-            yield with_sequences(trajectory, decoded.completed, rules) if texts else trajectory
-        else:
-            without_calls.append(trajectory)
-    # The log is asked when the row stream has ended: the connection can answer no other query before.
-    for some in in_parts(without_calls, TEXTS_AT_ONCE):
-        yield from _completed(connection, some, rules, texts)
+            hours[row.window].count(row, result)
+        if isinstance(result, Trajectory):
+            yield result
+        elif isinstance(result, LoggedSteps):
+            without_calls.append(result)
+    # Trajectories without calls in their steps wait until the row stream ends: the connection can answer no other query before.
+    while without_calls:
+        # Taken off the end, so that what has been completed is let go.
+        portion, without_calls[-_LOG_CHUNK:] = without_calls[-_LOG_CHUNK:], []
+        yield from _completed(connection, portion, rules, texts)
 
 
-def _completed(connection: Connection, without_calls: Sequence[Trajectory], rules: SequenceRules, texts: bool) -> Iterator[Trajectory]:
+def _decoded(row: TrajectoryRow, rules: SequenceRules, texts: bool) -> Trajectory | LoggedSteps | Fault:
+    decoded = decode(row, texts=texts)
+    if isinstance(decoded, Fault):
+        return decoded
+    trajectory = reduced(row, decoded, rules)
+    if trajectory.message_source != "embedded":
+        return LoggedSteps(trajectory, StepPlaces.of(decoded.recorded))
+    return embedded_sequences(trajectory, decoded.completed, rules) if texts else trajectory
+
+
+def _completed(connection: Connection, portion: list[LoggedSteps], rules: SequenceRules, texts: bool) -> Iterator[Trajectory]:
     """Yield trajectories with the calls of the log; else with texts made of their steps, if these train; else as they are."""
-    held = {trajectory.trajectory_id: trajectory for trajectory in without_calls}
-    # Their rows are read once more: the steps of all of them would take too much memory.
-    rows = ((row.trajectory_id, decode(row)) for row in trajectories_by_id(connection, list(held)))
-    steps = {trajectory_id: decoded for trajectory_id, decoded in rows if not isinstance(decoded, Fault)}
-    for trajectory_id, logs in groupby(call_log_rows(connection, list(steps)), key=lambda log: log.trajectory_id):
-        yield with_logs(held.pop(trajectory_id), steps[trajectory_id].recorded, list(logs), rules, texts=texts)
-    for trajectory_id, trajectory in held.items():
-        trains = texts and rules.train_synthetic and trajectory_id in steps
-        yield synthetic_sequences(trajectory, steps[trajectory_id].completed) if trains else trajectory
+    remaining = {entry.trajectory.trajectory_id: entry for entry in portion}
+    for trajectory_id, logs in groupby(call_log_rows(connection, list(remaining)), key=lambda log: log.trajectory_id):
+        yield with_logs(remaining.pop(trajectory_id), list(logs), rules, texts=texts)
+    # Their steps were not kept, so these rows are read once more; only TRAIN_SYNTHETIC costs that.
+    if texts and rules.train_synthetic:
+        for row in trajectories_by_id(connection, list(remaining)):
+            decoded = decode(row)
+            if not isinstance(decoded, Fault):
+                yield synthetic_sequences(remaining.pop(row.trajectory_id).trajectory, decoded.completed)
+    yield from (entry.trajectory for entry in remaining.values())
 
 
 def _reading(window: str, hour: _WindowRows, settings: HourSettings) -> WindowReading:

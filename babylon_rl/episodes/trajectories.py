@@ -7,19 +7,21 @@ it from anywhere else.
 
 import functools
 import json
+import math
 import sys
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import xxhash
 
 from babylon_rl.chats import finish_reason, plain_messages
-from babylon_rl.episodes.decode import PENDING, Decoded, Step, StepCall, recorded_value, undecoded
+from babylon_rl.episodes.decode import PENDING, CallFacts, Decoded, Step, StepCall, StepFacts, whole_number
 from babylon_rl.errors import RequestRefused
 from babylon_rl.store.columns import UNSTORABLE
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
@@ -32,6 +34,8 @@ ACTION = "action"
 _SYNTHETIC_SYSTEM = "You are a trading agent in a prediction market game."
 # A longer number names no step, and Python refuses to convert very long ones.
 _MOST_DIGITS = 18
+_C = TypeVar("_C", bound=CallFacts)
+_T = TypeVar("_T", bound=Hashable)
 # Limits in characters, milliseconds, multiples of the stake, and dollars.
 LONG_SYSTEM_PROMPT = 50
 LONG_USER_PROMPT = 100
@@ -49,7 +53,7 @@ class SequenceRules:
     purposes: frozenset[str]
     train_synthetic: bool
 
-    def training(self, calls: Sequence[StepCall], action_type: str) -> list[int]:
+    def training(self, calls: Sequence[CallFacts], action_type: str) -> list[int]:
         """Return the indexes of a step's calls with a training purpose."""
         purposes = self.purposes
         selected = [index for index, call in enumerate(calls) if call.purpose.__class__ is str and call.purpose in purposes]
@@ -60,43 +64,72 @@ class SequenceRules:
         return selected
 
 
-def logged_calls(
-    rows: Iterable[CallLogRow], trajectory_id: str, steps: Sequence[Step], read: Callable[[CallLogRow], StepCall]
-) -> list[list[StepCall]]:
-    """Return the logged calls of each of a trajectory's steps, pending ones included, in order of (timestamp, callId).
+@functools.lru_cache(maxsize=4096)
+def _shared(values: _T) -> _T:
+    """Return the first of all equal ``values``, to save memory. Most trajectories of an agent look alike, and many are held at once."""
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlaces:
+    """Numbers, start times (milliseconds since the epoch, or NaN) and action types of a trajectory's steps, pending ones included."""
+
+    numbers: tuple[int, ...]
+    began_ms: "array[float]"
+    action_types: tuple[str, ...]
+    pending: frozenset[int]
+
+    @classmethod
+    def of(cls, steps: Sequence[StepFacts]) -> "StepPlaces":
+        """Return the places of the given steps."""
+        return cls(
+            _shared(tuple(whole_number(step.step_number, index) for index, step in enumerate(steps))),
+            array("d", [math.nan if step.began_ms is None else step.began_ms for step in steps]),
+            _shared(tuple(step.action.action_type for step in steps)),
+            frozenset(index for index, step in enumerate(steps) if step.action.action_type == PENDING),
+        )
+
+
+def logged_calls(rows: Iterable[CallLogRow], trajectory_id: str, steps: Sequence[Step]) -> list[list[StepCall]]:
+    """Return the logged calls by step, for decoded steps. See ``calls_by_step``."""
+    return calls_by_step(rows, trajectory_id, StepPlaces.of(steps), logged_call)
+
+
+def calls_by_step(rows: Iterable[CallLogRow], trajectory_id: str, places: StepPlaces, read: Callable[[CallLogRow], _C]) -> list[list[_C]]:
+    """Return the logged calls by step, in order of (timestamp, callId).
 
     ``read`` converts a row into a call. A call belongs to the step named by its stepId in the recorder's form, else to the last step that
     began at or before it. Calls of unknown steps are left out.
     """
-    by_step: list[list[StepCall]] = [[] for _ in steps]
-    indexes = {step.step_number: index for index, step in enumerate(steps)}
+    by_step: list[list[_C]] = [[] for _ in places.numbers]
+    indexes = {number: index for index, number in enumerate(places.numbers)}
     # A step's first call matters, so the order must not depend on the query.
     for row in sorted(rows, key=lambda row: (row.timestamp, row.call_id)):
-        index = _step_of(row, f"{trajectory_id}-step-", steps, indexes)
+        index = _step_of(row, f"{trajectory_id}-step-", places, indexes)
         if index is not None:
             by_step[index].append(read(row))
     return by_step
 
 
-def _step_of(row: CallLogRow, prefix: str, steps: Sequence[Step], indexes: Mapping[int, int]) -> int | None:
+def _step_of(row: CallLogRow, prefix: str, places: StepPlaces, indexes: Mapping[int, int]) -> int | None:
     number = row.step_id.removeprefix(prefix)
     if row.step_id.startswith(prefix) and number.isascii() and number.isdigit():
         # An id that names no step leaves the call out: by its time it would be given to a step that it does not belong to.
         return indexes.get(int(number)) if len(number) <= _MOST_DIGITS else None
     # No usable step id: the last step that began at or before the call. A NaN compares false.
     index, moment_ms = 0, row.timestamp_ms
-    for place, step in enumerate(steps):
-        if step.began_ms is not None and step.began_ms <= moment_ms:
+    for place, began in enumerate(places.began_ms):
+        if began <= moment_ms:
             index = place
     return index
 
 
-def logged_facts(row: CallLogRow) -> StepCall:
-    """Return what decides whether a log row trains. messagesJson replaces an empty prompt."""
+def logged_facts(row: CallLogRow) -> CallFacts:
+    """Return the facts of a log row that decide whether it trains. messagesJson replaces an empty prompt."""
     messages = None if row.user_prompt else valid_messages(row.messages_json)
     # The last message is the user's, as valid_messages asks, and so the one to measure in place of the prompt.
     prompt = messages[-1]["content"] if messages else row.user_prompt
-    return StepCall(row.purpose, row.system_prompt, prompt, row.response)
+    return CallFacts(row.purpose, row.system_prompt, prompt, row.response)
 
 
 def logged_call(row: CallLogRow) -> StepCall:
@@ -115,8 +148,8 @@ def logged_call(row: CallLogRow) -> StepCall:
         purpose=row.purpose,
         call_id=row.call_id,
         messages=valid_messages(row.messages_json),
-        response_format=undecoded(metadata.get("responseFormat")),
-        logprobs=undecoded(metadata.get("logprobs")),
+        response_format=metadata.get("responseFormat"),
+        logprobs=metadata.get("logprobs"),
         finish_reason=metadata.get("finishReason"),
     )
 
@@ -132,7 +165,7 @@ def valid_messages(text: bytes | None) -> list[dict[str, str]] | None:
     return messages if messages and messages[-1]["role"] == "user" and messages[-1]["content"] else None
 
 
-def is_served(call: StepCall) -> bool:
+def is_served(call: CallFacts) -> bool:
     """Return True if the call has a prompt and a response: it is a sequence."""
     prompt, response = call.user_prompt, call.response
     return prompt.__class__ is str and response.__class__ is str and prompt != "" and response != ""
@@ -154,8 +187,8 @@ def sequence(call: StepCall, trajectory_id: str, step: int, index: int, source: 
         purpose=call.purpose if isinstance(call.purpose, str) else "",
         model=call.model if isinstance(call.model, str) else "",
         model_version=call.model_version if isinstance(call.model_version, str) else None,
-        response_format=form if isinstance(form := recorded_value(call.response_format), dict) else None,
-        logprobs=_token_logprobs(recorded_value(call.logprobs)),
+        response_format=call.response_format if isinstance(call.response_format, dict) else None,
+        logprobs=_token_logprobs(call.logprobs),
         finish_reason=finish_reason(call.finish_reason),
         minute=minute,
     )
@@ -214,7 +247,7 @@ def reduced(row: TrajectoryRow, decoded: Decoded, rules: SequenceRules) -> Traje
 
     If its steps hold no call, the message source is "synthetic" until ``with_logs`` finds some in llm_call_logs.
     """
-    steps: Sequence[Step] = decoded.completed
+    steps: Sequence[StepFacts] = decoded.completed
     kinds = Counter([step.action.action_type for step in steps])
     won = [_kind(step.action.action_type) for step in steps if step.action.succeeded]
     # Facts for the hour's quality are taken here, while the texts are still in memory.
@@ -264,14 +297,14 @@ def step_minutes(window: str, start: datetime, began_ms: Sequence[float | None])
     return minutes
 
 
-def minute_pnls(minutes: Sequence[int], steps: Sequence[Step], end_pnl: float) -> tuple[MinutePnl, ...]:
+def minute_pnls(minutes: Sequence[int], steps: Sequence[StepFacts], end_pnl: float) -> tuple[MinutePnl, ...]:
     """Return the P&L of a trajectory by minute: from the first step of each to the first of the next, or to the end."""
     first = [place for place, minute in enumerate(minutes) if place == 0 or minute != minutes[place - 1]]
     pnls = [*(steps[place].environment_state.agent_pnl for place in first), end_pnl]
     return tuple(MinutePnl(minutes[place], start, end) for place, (start, end) in zip(first, pairwise(pnls), strict=True))
 
 
-def is_short(call: StepCall) -> bool:
+def is_short(call: CallFacts) -> bool:
     """Return True if a prompt of the call is missing or too short."""
     system, user = call.system_prompt, call.user_prompt
     return not (isinstance(system, str) and len(system) > LONG_SYSTEM_PROMPT and isinstance(user, str) and len(user) > LONG_USER_PROMPT)
@@ -302,7 +335,7 @@ def _ms(moment: datetime) -> float:
     return (moment - _EPOCH) / _MILLISECOND
 
 
-def jumps(steps: Sequence[Step], end_pnl: float) -> bool:
+def jumps(steps: Sequence[StepFacts], end_pnl: float) -> bool:
     """Return True if the P&L jumps by more than the agent could win or lose, from one step to the next, or to the end.
 
     The limit is MOST_LEVERAGE times the stake: the largest agentBalance of the row so far, and at least the game's starting balance,
@@ -321,22 +354,15 @@ def jumps(steps: Sequence[Step], end_pnl: float) -> bool:
     return False
 
 
-def _count(steps: Sequence[Step], rules: SequenceRules) -> int:
+def _count(steps: Sequence[StepFacts], rules: SequenceRules) -> int:
     called = [(step.llm_calls, step.action.action_type) for step in steps if step.llm_calls]
     return sum([is_served(own[place]) for own, kind in called for place in rules.training(own, kind)])
 
 
-def with_sequences(trajectory: Trajectory, steps: Sequence[Step], rules: SequenceRules) -> Trajectory:
+def embedded_sequences(trajectory: Trajectory, steps: Sequence[Step], rules: SequenceRules) -> Trajectory:
     """Return the trajectory with the texts of the calls in its completed steps."""
-    minutes = step_minutes(trajectory.window, trajectory.start_time, [step.began_ms for step in steps])
-    sequences: list[ServedSequence] = []
-    for step, minute in zip(steps, minutes, strict=True):
-        calls = step.llm_calls or ()
-        for place in rules.training(calls, step.action.action_type):
-            served = sequence(calls[place], trajectory.trajectory_id, step.step_number, place, trajectory.message_source, minute)
-            if served is not None:
-                sequences.append(served)
-    return msgspec.structs.replace(trajectory, sequences=tuple(sequences), trainable_sequences=len(sequences))
+    called = [(step.number, step.action.action_type, step.llm_calls or (), step.began_ms) for step in steps]
+    return _with_texts(trajectory, called, rules)
 
 
 def synthetic_sequences(trajectory: Trajectory, steps: Sequence[Step]) -> Trajectory:
@@ -348,32 +374,51 @@ def synthetic_sequences(trajectory: Trajectory, steps: Sequence[Step]) -> Trajec
     return msgspec.structs.replace(trajectory, sequences=texts, trainable_sequences=len(texts))
 
 
-def with_logs(
-    trajectory: Trajectory, steps: Sequence[Step], logs: Sequence[CallLogRow], rules: SequenceRules, *, texts: bool
-) -> Trajectory:
-    """Return a trajectory without calls in its ``steps``, pending ones included, with the calls in ``logs``.
+class LoggedSteps(msgspec.Struct, frozen=True, gc=False):
+    """A trajectory without calls in its steps, with the places of its steps. The places assign logged calls to steps."""
 
-    ``logs`` is not empty and in any order; ``texts`` keeps the training sequences.
-    """
+    trajectory: Trajectory
+    places: StepPlaces
+
+
+def with_logs(held: LoggedSteps, logs: Sequence[CallLogRow], rules: SequenceRules, *, texts: bool) -> Trajectory:
+    """Return the trajectory with the calls in ``logs``. ``logs`` is not empty and in any order; ``texts`` keeps the training sequences."""
+    trajectory, places = held.trajectory, held.places
     ordered = sorted(logs, key=lambda log: (log.timestamp, log.call_id))
-
-    def completed(read: Callable[[CallLogRow], StepCall]) -> list[Step]:
-        calls = logged_calls(ordered, trajectory.trajectory_id, steps, read)
-        with_calls = [msgspec.structs.replace(step, llm_calls=own) for step, own in zip(steps, calls, strict=True)]
-        return [step for step in with_calls if step.action.action_type != PENDING]
-
-    done = completed(logged_facts)
-    first = next((step.llm_calls[0] for step in done if step.llm_calls), None)
+    # A changed log changes the content as a changed step does.
+    content = digest(trajectory.recorded.encode(), *(log_bytes(log) for log in ordered))
+    done = [index for index in range(len(places.numbers)) if index not in places.pending]
+    facts = calls_by_step(ordered, trajectory.trajectory_id, places, logged_facts)
+    first = next((facts[index][0] for index in done if facts[index]), None)
     counted = msgspec.structs.replace(
         trajectory,
         message_source="llm_call_logs",
-        # A changed log changes the content as a changed step does.
-        content=digest(trajectory.recorded.encode(), *(log_bytes(log) for log in ordered)),
+        content=content,
         short_prompts=None if first is None else is_short(first),
-        trainable_sequences=_count(done, rules),
+        trainable_sequences=sum(
+            is_served(facts[index][place]) for index in done for place in rules.training(facts[index], places.action_types[index])
+        ),
     )
+    if not texts:
+        return counted
     # The texts are decoded only now, because most readings need the numbers only.
-    return with_sequences(counted, completed(logged_call), rules) if texts else counted
+    calls = calls_by_step(ordered, trajectory.trajectory_id, places, logged_call)
+    called = [(places.numbers[index], places.action_types[index], calls[index], places.began_ms[index]) for index in done]
+    return _with_texts(counted, called, rules)
+
+
+def _with_texts(
+    trajectory: Trajectory, steps: Sequence[tuple[int, str, Sequence[StepCall], float | None]], rules: SequenceRules
+) -> Trajectory:
+    """Return the trajectory with the texts of its steps: number, action type, calls and start of each."""
+    minutes = step_minutes(trajectory.window, trajectory.start_time, [began_ms for *_, began_ms in steps])
+    sequences: list[ServedSequence] = []
+    for (number, action_type, own, _), minute in zip(steps, minutes, strict=True):
+        for place in rules.training(own, action_type):
+            served = sequence(own[place], trajectory.trajectory_id, number, place, trajectory.message_source, minute)
+            if served is not None:
+                sequences.append(served)
+    return msgspec.structs.replace(trajectory, sequences=tuple(sequences), trainable_sequences=len(sequences))
 
 
 def digest(*parts: bytes) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.episodes.decode import Fault, Step, decode, decode_steps, end_pnl
+from babylon_rl.episodes.decode import Fault, Step, decode, decode_facts, decode_steps, end_pnl
 from babylon_rl.store.trajectories import TrajectoryRow
 from babylon_rl_tests.rows import WINDOW, make_call, make_step
 
@@ -47,7 +47,7 @@ def test_good_row_gives_its_steps() -> None:
     found = decode(row(GOOD))
     assert not isinstance(found, Fault)
     steps = found.completed
-    assert [step.step_number for step in steps] == [0, 1]
+    assert [step.number for step in steps] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_steps_without_a_whole_number_are_numbered_by_their_place() -> None:
     found = decode(row(json.dumps(recorded)))
     assert not isinstance(found, Fault)
     steps = found.completed
-    assert [step.step_number for step in steps] == [0, 2, 7]
+    assert [step.number for step in steps] == [0, 2, 7]
 
 
 def test_repeated_key_counts_as_its_last_value() -> None:
@@ -209,6 +209,8 @@ def test_fast_and_strict_decoding_agree(value: Any, path: str, cut: bool) -> Non
     text = step_with(path, json.dumps(value))
     text = text[: len(text) - 3] if cut else text
     found = decode_steps(text.encode("utf-8", "surrogatepass"))
+    facts = decode_facts(text.encode("utf-8", "surrogatepass"))
+    assert facts == found if isinstance(found, Fault) else not isinstance(facts, Fault) and len(facts) == len(found)
     whole = json.dumps(value, ensure_ascii=False)
     strict = (
         not cut and "NaN" not in whole and "Infinity" not in whole and not any("\ud800" <= character <= "\udfff" for character in whole)

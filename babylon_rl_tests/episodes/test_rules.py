@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.episodes.decode import Fault, decode_steps
+from babylon_rl.episodes.decode import Fault, decode_facts, decode_steps
 from babylon_rl.episodes.reading import read_windows, stream_trajectories, sync_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
@@ -168,6 +168,6 @@ def test_nesting_to_the_end_of_the_stack_raises_nothing(place: str, inner: str) 
         text = step.replace(inside, place.replace("@", "[" * depth + inner + "]" * depth))
         for unused in "abc":
             text = text.replace(f", @{unused}", "")
-        found = decode_steps(f"[{text}]".encode())
-        reason = found.reason if isinstance(found, Fault) else ""
-        assert reason == "malformed_json" or (inner == "1" and reason in ("", "malformed_shape"))
+        for found in (decode_steps(f"[{text}]".encode()), decode_facts(f"[{text}]".encode())):
+            reason = found.reason if isinstance(found, Fault) else ""
+            assert reason == "malformed_json" or (inner == "1" and reason in ("", "malformed_shape"))

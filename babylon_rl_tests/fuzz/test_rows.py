@@ -11,11 +11,13 @@ from hypothesis import given
 from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.reading import by_agent, episode
 from babylon_rl.episodes.trajectories import (
+    LoggedSteps,
     SequenceRules,
+    StepPlaces,
+    embedded_sequences,
     reduced,
     synthetic_sequences,
     with_logs,
-    with_sequences,
 )
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
 from babylon_rl.types import Episode, Trajectory
@@ -35,17 +37,19 @@ def row(number: int, steps: bytes) -> TrajectoryRow:
 
 
 def check_decoding(raw: bytes) -> None:
-    """A text is steps, of which as many calls train as are counted, or a fault."""
+    """A text is the same steps with texts and without, or the same fault."""
     raw = raw.decode(errors="replace").encode()
-    decoded = decode(row(0, raw))
-    if isinstance(decoded, Fault):
-        assert decoded.detail
+    texts, numbers = decode(row(0, raw)), decode(row(0, raw), texts=False)
+    if isinstance(texts, Fault) or isinstance(numbers, Fault):
+        assert texts == numbers and texts.detail
         return
     json.loads(raw)
-    assert len(decoded.recorded) >= len(decoded.completed)
-    whole = reduced(row(0, raw), decoded, RULES)
+    assert texts.end_pnl == numbers.end_pnl and len(texts.recorded) == len(numbers.recorded) >= len(texts.completed)
+    assert [step.environment_state for step in texts.completed] == [step.environment_state for step in numbers.completed]
+    counted, whole = reduced(row(0, raw), numbers, RULES), reduced(row(0, raw), texts, RULES)
+    assert counted == whole
     if whole.message_source == "embedded":
-        served = with_sequences(whole, decoded.completed, RULES)
+        served = embedded_sequences(whole, texts.completed, RULES)
         assert len(served.sequences) == whole.trainable_sequences
         json.dumps([one.messages for one in served.sequences], ensure_ascii=False).encode()
 
@@ -75,11 +79,11 @@ def trajectory(of: TrajectoryRow, logs: list[CallLogRow]) -> Trajectory | None:
         return None
     whole = reduced(of, decoded, RULES)
     if whole.message_source == "embedded":
-        return with_sequences(whole, decoded.completed, RULES)
+        return embedded_sequences(whole, decoded.completed, RULES)
     if not logs:
         return synthetic_sequences(whole, decoded.completed)
-    steps = decoded.recorded
-    counted, found = with_logs(whole, steps, logs, RULES, texts=False), with_logs(whole, steps, list(reversed(logs)), RULES, texts=True)
+    held = LoggedSteps(whole, StepPlaces.of(decoded.recorded))
+    counted, found = with_logs(held, logs, RULES, texts=False), with_logs(held, list(reversed(logs)), RULES, texts=True)
     assert (counted.content, counted.trainable_sequences) == (found.content, found.trainable_sequences)
     return found
 
@@ -92,7 +96,7 @@ def log(number: int, part: bytes) -> CallLogRow:
     )  # fmt: skip
 
 
-def test_every_kept_row_is_decoded_or_refused() -> None:
+def test_every_kept_row_is_decoded_or_refused_the_same_with_texts_and_without() -> None:
     for raw in corpus("decode"):
         check_decoding(raw)
 

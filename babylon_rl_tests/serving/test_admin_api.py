@@ -459,7 +459,7 @@ def test_requests_generated_from_the_document_are_answered_as_it_says(settings: 
                 case.call_and_validate(headers={"Authorization": "Bearer secret"}, excluded_checks=[positive_data_acceptance])
 
             check()
-    assert len(checked) == 13
+    assert len(checked) == 11
 
 
 def test_a_client_that_vanishes_leaves_it_serving(admin: AdminServer) -> None:

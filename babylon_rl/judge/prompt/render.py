@@ -17,7 +17,7 @@ from typing import Any
 
 from babylon_rl.episodes.decode import EnvironmentState, Fault, Step, StepCall, decode, recorded_value
 from babylon_rl.episodes.reading import by_rows
-from babylon_rl.episodes.trajectories import logged_call, logged_calls, step_minutes
+from babylon_rl.episodes.trajectories import logged_calls, step_minutes
 from babylon_rl.files.spill import Spill, Spilled
 from babylon_rl.judge.consensus import MIN_SUBGROUP
 from babylon_rl.judge.parts import Part, hour_parts, part_results
@@ -103,7 +103,7 @@ def read_transcripts(connection: Connection, trajectory_ids: Sequence[str]) -> d
     # the rows of the log come in order of their trajectory, as groupby needs
     for trajectory_id, logs in groupby(list(call_log_rows(connection, list(silent))), key=lambda log: log.trajectory_id):
         steps, minutes = silent.pop(trajectory_id)
-        transcripts[trajectory_id] = _recorded(steps, logged_calls(logs, trajectory_id, steps, logged_call), minutes, reasoning)
+        transcripts[trajectory_id] = _recorded(steps, logged_calls(logs, trajectory_id, steps), minutes, reasoning)
     return transcripts | {
         trajectory_id: _recorded(steps, [()] * len(steps), minutes, {}) for trajectory_id, (steps, minutes) in silent.items()
     }

@@ -260,9 +260,7 @@ def _steps(row: TrajectoryRow, sequences: Sequence[ServedSequence]) -> list[Step
     for step in decoded.completed:
         parameters, result, error = (recorded_value(value) for value in (step.action.parameters, step.action.result, step.action.error))
         # A step number that is recorded twice has its calls at its first step.
-        views.append(
-            StepView(_began(step, row), step, plain(parameters or ""), plain(error or result or ""), calls.pop(step.step_number, []))
-        )
+        views.append(StepView(_began(step, row), step, plain(parameters or ""), plain(error or result or ""), calls.pop(step.number, [])))
     return views
 
 
