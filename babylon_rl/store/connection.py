@@ -128,7 +128,9 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
         timer = threading.Timer(seconds, cut_off)
         timer.daemon = True
-        timer.start()
+        # Python 3.12 starts no thread while the interpreter ends, when a forgotten recorder writes: then TCP's own limit is the only one.
+        with suppress(RuntimeError):
+            timer.start()
         try:
             yield
         except psycopg.OperationalError as broken:
