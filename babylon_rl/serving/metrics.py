@@ -5,7 +5,10 @@ PROMETHEUS_MULTIPROC_DIR, and each of them shows those of all.
 """
 
 import os
+import struct
+import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -19,6 +22,7 @@ from babylon_rl.serving.status_shapes import PARTS, StatusDocument
 
 PROCESSES_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_TRIES, _NEXT_TRY_S = 5, 0.01  # to read the files of other processes
 Labels = tuple[str, ...]
 disable_created_metrics()
 
@@ -46,12 +50,20 @@ class GatewayMetrics:
 
     def text(self) -> bytes:
         """Return the samples of all processes together."""
-        registry = self.registry
-        if PROCESSES_DIRECTORY in os.environ:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)
+        own = _text_of_all_processes() if PROCESSES_DIRECTORY in os.environ else generate_latest(self.registry)
         spool = gauge_family("gateway_spool", "Recording: bytes on disk, and calls by their end.", self._spool(), "state")
-        return generate_latest(registry) + families_text([spool])
+        return own + families_text([spool])
+
+
+def _text_of_all_processes() -> bytes:
+    for _ in range(_TRIES):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        # prometheus_client cannot read a file that another process has just opened and not sized yet.
+        with suppress(struct.error):
+            return generate_latest(registry)
+        time.sleep(_NEXT_TRY_S)
+    return generate_latest(registry)
 
 
 class _Families(Collector):

@@ -3,10 +3,12 @@
 import http.client
 import json
 import re
+import sys
 import threading
 import time
 import urllib.request
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,6 +18,7 @@ from pydantic import SecretStr
 
 from babylon_rl.serving import live_state
 from babylon_rl.serving.access import Access, key_hash
+from babylon_rl.serving.metrics import PROCESSES_DIRECTORY, GatewayMetrics
 from babylon_rl.settings import Settings
 from babylon_rl.store.client_keys import ClientKey, create_key
 from babylon_rl.store.connection import connect
@@ -29,6 +32,16 @@ def sampled(port: int, name: str) -> float | None:
     samples = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
     found = re.search(rf"^babylon_gateway_{re.escape(name)} (.+)$", samples, re.MULTILINE)
     return None if found is None else float(found[1])
+
+
+def test_a_file_that_another_process_has_just_opened_is_read_once_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PROCESSES_DIRECTORY, str(tmp_path))
+    opened = tmp_path / "counter_1.db"
+    opened.touch()
+    sized = threading.Timer(0.015, lambda: opened.write_bytes((8).to_bytes(4, sys.byteorder) + bytes(60)))
+    sized.start()
+    assert b"babylon_gateway_spool" in GatewayMetrics(lambda: {("bytes",): 0.0}).text()
+    sized.join()
 
 
 @pytest.mark.long
