@@ -158,15 +158,26 @@ class HourOutcome:
 
     window: str
     outcome: Outcome
+    asked: str
     scores: GroupScores | None
     reason: str | None = None
 
+    @property
+    def words(self) -> str:
+        """The result in words, including whether earlier scores are shown."""
+        if self.outcome == "judged":
+            return "judged now"
+        if self.outcome == "unchanged":
+            others = self.scores is not None and self.scores.judge != self.asked
+            return "unchanged, by another judge" if others else "unchanged"
+        return f"{self.outcome}, no scores" if self.scores is None else f"{self.outcome}, keeps earlier scores"
+
     def row(self) -> list[Any]:
         """Cells of the table, in the order of ``COLUMNS``."""
+        if self.scores is None:
+            return [self.window, self.words, None, None, None, None, None]
         held = self.scores
-        if held is None:
-            return [self.window, self.outcome, None, None, None, None, None]
-        return [self.window, self.outcome, held.judge, held.group_size, round(held.mean, 4), round(held.spread, 4), held.scores[0].agent_id]
+        return [self.window, self.words, held.judge, held.group_size, round(held.mean, 4), round(held.spread, 4), held.scores[0].agent_id]
 
     def document(self) -> dict[str, Any]:
         """This result as a JSON-ready dict. ``keptScoresOf`` names the judge of scores that are not from this call."""
@@ -193,12 +204,12 @@ def read_outcomes(connection: Connection, windows: Sequence[str], lacking: Colle
     for window in windows:
         scores = groups.get(window)
         if window in aside:
-            results.append(HourOutcome(window, "quarantined", scores, aside[window]))
+            results.append(HourOutcome(window, "quarantined", judge, scores, aside[window]))
         elif window in waiting:
-            results.append(HourOutcome(window, "waiting", scores, waiting[window]))
+            results.append(HourOutcome(window, "waiting", judge, scores, waiting[window]))
         elif scores is not None:
             fresh = window in lacking and scores.judge == judge
-            results.append(HourOutcome(window, "judged" if fresh else "unchanged", scores))
+            results.append(HourOutcome(window, "judged" if fresh else "unchanged", judge, scores))
     return results
 
 
