@@ -190,7 +190,7 @@ def _channels(settings: AlertSettings) -> dict[str, Channel]:
 
 
 def _failure(channel: Channel, alert: StoredAlert) -> str | None:
-    """Send an alert to a channel; the reason why it was not taken, without the channel's address, None if it was."""
+    """Send an alert to a channel. Return why it was not taken, without the channel's address, or None."""
     # The key lets a receiver that answered too late recognize the second try.
     headers = {
         "content-type": "application/json",

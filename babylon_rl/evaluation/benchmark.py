@@ -132,15 +132,13 @@ def version_source(model: Model, role: str, settings: Settings) -> ModelSource |
         game = _game_trained(manifest)
     except CheckpointError as unusable:
         return f"{absent_for} {unusable}"
-    if remote is None:
+    adapter, service = (directory, None) if remote is None else (None, address)
+    if service is None:
         base = base_source(settings)
     else:
         # The service answers for the base too, under its own name, with the same key and URL.
-        base = ModelSource(BASE, BASE, content_version([address.url, model.base_model]), service=replace(address, model=model.base_model))
-    identity = identity_of(base.identity, sha256(directory / MANIFEST))
-    if remote is None:
-        return ModelSource(model.version, role, identity, directory, base=base, game=game)
-    return ModelSource(model.version, role, identity, service=address, base=base, game=game)
+        base = ModelSource(BASE, BASE, content_version([service.url, model.base_model]), service=replace(service, model=model.base_model))
+    return ModelSource(model.version, role, identity_of(base.identity, sha256(directory / MANIFEST)), adapter, service, base, game)
 
 
 def same_prompt(one: Game, other: Game) -> bool:

@@ -56,9 +56,9 @@ class GatewayMetrics:
 
 
 def _text_of_all_processes() -> bytes:
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
     for _ in range(_TRIES):
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)
         # prometheus_client cannot read a file that another process has just opened and not sized yet.
         with suppress(struct.error):
             return generate_latest(registry)
