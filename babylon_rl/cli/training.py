@@ -201,12 +201,12 @@ def backfill(database: Database, settings: Settings, arguments: TrainArguments) 
             batch = choose_batch(database, settings, asked)
             # --force is for the first batch: later rounds must resume their own batch.
             arguments = replace(arguments, force=False)
-            with database.connect() as connection:
-                oldest = min(episode.window for episode in read_batch_episodes(connection, batch.batch_id))
-                reach = arguments.windows or backfill_hours(connection, settings, utc_now())
             try:
                 trained.append(run_training(database, settings, batch.batch_id, arguments.as_json))
             except NothingToTrain as nothing:
+                with database.connect() as connection:
+                    oldest = min(episode.window for episode in read_batch_episodes(connection, batch.batch_id))
+                    reach = arguments.windows or backfill_hours(connection, settings, utc_now())
                 if reach is None or oldest <= reach[0]:
                     raise
                 say(f"{nothing} Going on with older hours.")
