@@ -260,9 +260,9 @@ def export(folder: Path, hours: int, most: int, wheels: bool) -> None:
     (folder / FIGURES).write_text(json.dumps(found))
     site = f"python3 -m pip install -q --no-index --no-deps --target /tmp/site {folder}/wheels/*.whl"
     for number in range(len(parts) - 1):
-        print(f"{number + 1}. carry {folder}/base{number}: true")
+        print(f"{number + 1}. carry {folder}/base{number}: cp -r {folder}/base{number} /tmp")
     print(f"{len(parts)}. within 30 s carry {folder}/base{len(parts) - 1} and all else of {folder}:")
-    print(f"   {site} && PYTHONPATH=/tmp/site:. python3 {sys.argv[0]} run {folder} --out $OUT/gpu.json")
+    print(f"   cp -r /tmp/base* {folder} && {site} && PYTHONPATH=/tmp/site:. python3 {sys.argv[0]} run {folder} --out $OUT/gpu.json")
 
 
 def _download(folder: Path) -> None:

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,11 +86,12 @@ def choose(rows: Sequence[Row], hidden_bd: Tensor, head_vd: Tensor) -> None:
     # Free rows use the whole vocabulary: the head is read once for all.
     free = [n for n, row in enumerate(rows) if row.node is None]
     if free:
-        for n, logits_v in zip(free, hidden_bd[free] @ head_vd.T, strict=True):
-            logprobs_v = torch.log_softmax(logits_v.float(), dim=-1)
-            token = int(logprobs_v.argmax()) if rows[n].temperature == 0 else _pick_open(rows[n], logprobs_v)
-            found = logprobs_v.topk(min(rows[n].top, len(logprobs_v)))
-            rows[n].take(token, float(logprobs_v[token]), list(zip(found.indices.tolist(), found.values.tolist(), strict=True)))
+        logprobs_nv = torch.log_softmax((hidden_bd[free] @ head_vd.T).float(), dim=-1)
+        tokens = _picked_open([rows[n] for n in free], logprobs_nv)
+        values = logprobs_nv.gather(1, torch.tensor(tokens, device=logprobs_nv.device)[:, None])[:, 0].tolist()
+        for n, token, value, logprobs_v in zip(free, tokens, values, logprobs_nv, strict=True):
+            found = logprobs_v.topk(min(rows[n].top, len(logprobs_v))) if rows[n].top else None
+            rows[n].take(token, value, list(zip(found.indices.tolist(), found.values.tolist(), strict=True)) if found else ())
 
 
 def _pick(row: Row, logprobs: Sequence[float]) -> int:
@@ -106,10 +108,15 @@ def _pick(row: Row, logprobs: Sequence[float]) -> int:
     return max(range(len(weights)), key=weights.__getitem__)  # rounding left the target at the very end
 
 
-def _pick_open(row: Row, logprobs_v: Tensor) -> int:
-    cumulative = torch.softmax(logprobs_v.double() / row.temperature, dim=-1).cumsum(-1)
-    target = row.rng.random() * float(cumulative[-1])
-    return min(int(torch.searchsorted(cumulative, target, right=True)), len(logprobs_v) - 1)
+def _picked_open(rows: Sequence[Row], logprobs_nv: Tensor) -> list[int]:
+    """Draw from the whole vocabulary, for all rows at once."""
+    temperatures = torch.tensor([row.temperature or 1.0 for row in rows], dtype=torch.double, device=logprobs_nv.device)
+    cumulative = torch.softmax(logprobs_nv.double() / temperatures[:, None], dim=-1).cumsum(-1)
+    drawn = [row.rng.random() if row.temperature else 0.0 for row in rows]
+    targets = torch.tensor(drawn, dtype=torch.double, device=logprobs_nv.device)[:, None] * cumulative[:, -1:]
+    places = torch.searchsorted(cumulative, targets, right=True)[:, 0].clamp(max=logprobs_nv.shape[1] - 1)
+    likeliest = logprobs_nv.argmax(-1)
+    return [int(place if row.temperature else best) for row, place, best in zip(rows, places.tolist(), likeliest.tolist(), strict=True)]
 
 
 AHEAD_TOKENS = 48
@@ -151,10 +158,11 @@ def _forced(token: int, node: Trie) -> tuple[list[int], Trie]:
 
 
 class Generation:
-    """A running batch; call it under the adapter of its rows."""
+    """A running batch; call it under the adapter of its rows. ``together`` as ``read_rows``."""
 
-    def __init__(self, causal: Any, adapter: str | None, kept: PromptCache) -> None:
-        self._causal, self.adapter, self._kept = causal, adapter, kept
+    def __init__(self, causal: Any, adapter: str | None, kept: PromptCache, together: bool = False) -> None:
+        self.adapter, self._kept = adapter, kept
+        self._read = partial(read_rows, causal, together=together)
         self._head = causal.get_output_embeddings().weight
         self._caches: list[Cache] = []
         self.rows: list[Row] = []
@@ -176,7 +184,7 @@ class Generation:
         caches = [list(cache) for _, cache in begun]
         ends = [len(prompt.tokens) - 1 for prompt in prompts]
         wanted = [[end] if tree is None else list(tree[1].values()) for end, tree in zip(ends, trees, strict=True)]
-        found = read_rows(self._causal, unread, caches, wanted=wanted)
+        found = self._read(unread, caches, wanted=wanted)
         hidden = [dict(zip(tokens, states, strict=True)) for tokens, states in zip(wanted, found, strict=True)]
         for (prompt, _), cache in zip(distinct, caches, strict=True):
             self._kept.keep(self.adapter, prompt, cache)
@@ -205,7 +213,7 @@ class Generation:
         # A kept prompt that agrees with one of them for fewer tokens agrees as far with all.
         known, prefix = begun[0]
         if len(prompts) > 1 and shared - known >= _worth(max(prompts, key=len)):
-            read_rows(self._causal, [Unread.text(prompts[0][known:shared])], [prefix], wanted=[[]])
+            self._read([Unread.text(prompts[0][known:shared])], [prefix], wanted=[[]])
             begun = [(shared, prefix)] * len(prompts)
         return begun
 
@@ -215,7 +223,7 @@ class Generation:
         if self.rows:
             # Pending is the token that was drawn and those that the grammar forced after it: all are read in one pass.
             pending = [Unread.text(row.pending) for row in self.rows]
-            hidden = read_rows(self._causal, pending, self._caches, wanted=[[len(text.tokens) - 1] for text in pending])
+            hidden = self._read(pending, self._caches, wanted=[[len(text.tokens) - 1] for text in pending])
             choose(self.rows, torch.cat(hidden), self._head)
 
     def drop_finished(self) -> None:

@@ -177,7 +177,7 @@ class Policy:
     def generation(self, adapter: str | None) -> Generation:
         """A batch without rows, for one adapter; see ``advance``."""
         # In training the weights change: nothing that was read before holds.
-        return Generation(causal_model(self.model), adapter, PromptCache() if self.model.training else self._kept)
+        return Generation(causal_model(self.model), adapter, PromptCache() if self.model.training else self._kept, self.device.gpu)
 
     def advance(self, generation: Generation, new: Sequence[Row]) -> None:
         """Admit new rows to a generation, or draw every row's next token."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from operator import mul
 from os.path import commonprefix
 from typing import Any
 
@@ -29,6 +30,7 @@ SHARED_PREFIX_MINIMUM = 12  # tokens: fewer are not worth a row of their own
 # Scores: softmax sums whole vectors in one order and what is left in another, so that a row is filled up to whole ones.
 _VECTOR = 16
 ROWS = "rows"  # the name of this attention in transformers
+MOST_FILLED = 2**24  # scores of rows that are computed as one, for a head: their mask has a byte for each
 # Keys and values of what a row has read, [G, M, D] each, by layer.
 Cache = list[tuple[Tensor, Tensor]]
 
@@ -62,6 +64,17 @@ class Unread:
     def after(self, read: int) -> "Unread":
         """Return what is left after the first ``read`` tokens, all of the trunk."""
         return Unread(self.tokens[read:], [before - read for before in self.before[read:]])
+
+    def sees(self) -> Tensor:
+        """[N, N] which of the tokens each one sees."""
+        if not self.branches:
+            return torch.ones((len(self.tokens), len(self.tokens)), dtype=torch.bool).tril()
+        sees = torch.zeros((len(self.tokens), len(self.tokens)), dtype=torch.bool)
+        for token, before in enumerate(self.before):
+            if before >= 0:
+                sees[token] = sees[before]
+            sees[token, token] = True
+        return sees
 
     def depths(self) -> list[int]:
         """Number of tokens between the last that was read and each one."""
@@ -107,6 +120,22 @@ def apart(whole: LowerStates, rows: Sequence[Unread]) -> list[LowerStates]:
     return [LowerStates(whole.layer, torch.cat([trunk, part], 1) if shared else part) for part in parts]
 
 
+@dataclass(frozen=True)
+class Filled:
+    """B rows, filled up to N ``new`` tokens and M in all; the real numbers are ``new`` and ``whole``.
+
+    ``queries`` [B, N] are indexes of the pass's tokens, ``keys`` [B, M] of all that the rows have read, one after another; ``sees``
+    [B, 1, heads x N, M]; ``back`` [T] are the pass's tokens in B x N.
+    """
+
+    new: list[int]
+    whole: list[int]
+    queries: Tensor
+    keys: Tensor
+    sees: Tensor
+    back: Tensor
+
+
 class Reading:
     """One pass over rows that lie one after another, each with the cache of what it has read.
 
@@ -134,7 +163,9 @@ class Reading:
             read = [self.trunk if row else 0 for row in range(len(rows))]
         else:
             read = [cache[0][0].shape[1] if cache else 0 for cache in caches]
+        self.read = read
         self.positions = [before + depth for row, before in zip(rows, read, strict=True) for depth in row.depths()]
+        self.filled: Filled | None = None
         self._masks: dict[object, Tensor] = {}
         self.wanted = [[self._index(row, token) for token in tokens] for row, tokens in enumerate(asked)]
 
@@ -142,22 +173,35 @@ class Reading:
         """Index in the pass of a token of a given row."""
         return token if token < self.trunk else self.spans[row + bool(self.trunk)][0] + token - self.trunk
 
+    def fill(self, causal: Any) -> None:
+        """Let rows with caches be computed as one, unless they are so different that it has many more scores."""
+        new = [len(row.tokens) for row in self.rows]
+        whole = [read + more for read, more in zip(self.read, new, strict=True)]
+        most, width = max(new), -(-max(whole) // _VECTOR) * _VECTOR
+        if len(new) * most * width > min(MOST_FILLED, 4 * sum(map(mul, new, whole)) + FEW_SCORES):
+            return
+        queries, keys = torch.zeros((len(new), most), dtype=torch.long), torch.zeros((len(new), width), dtype=torch.long)
+        sees = torch.zeros((len(new), most, width), dtype=torch.bool)
+        begins = 0
+        for place, (start, end) in enumerate(self.spans):
+            read, more, of_row = self.read[place], new[place], whole[place]
+            queries[place, :more] = torch.arange(start, end)
+            keys[place, :of_row] = torch.arange(begins, begins + of_row)
+            sees[place, :more, :read], sees[place, :more, read:of_row] = True, self.rows[place].sees()
+            begins += of_row
+        back = torch.tensor([place * most + token for place, more in enumerate(new) for token in range(more)])
+        heads = causal.config.num_attention_heads // causal.config.num_key_value_heads
+        queries, keys, sees, back = (of.to(causal.device) for of in (queries, keys, sees, back))
+        self.filled = Filled(new, whole, queries, keys, sees.repeat(1, heads, 1)[:, None], back)
+
     def mask(self, place: int, before: int, width: int, like: Tensor) -> Tensor:
         """[N, width] mask of the scores of the N new tokens of ``rows[place]``: all that was read is seen, what fills up is not."""
         row, new = self.rows[place], len(self.rows[place].tokens)
         key = (place if row.branches else new, before, width)
         if key not in self._masks:
-            if row.branches:
-                sees = torch.zeros((new, new), dtype=torch.bool)
-                for token, parent in enumerate(row.before):
-                    if parent >= 0:
-                        sees[token] = sees[parent]
-                    sees[token, token] = True
-            else:
-                sees = torch.ones((new, new), dtype=torch.bool).tril()
             hidden = torch.full((new, width), float("-inf"), dtype=like.dtype)
             hidden[:, :before] = 0
-            hidden[:, before : before + new].masked_fill_(sees, 0)
+            hidden[:, before : before + new].masked_fill_(row.sees(), 0)
             self._masks[key] = hidden.to(like.device)
         return self._masks[key]
 
@@ -178,6 +222,8 @@ def attend(
     if sliding_window is not None and max(reading.positions) >= sliding_window:
         raise UsageError(f"The base model attends to {sliding_window} tokens at most, and a prompt with its answer has more.")
     layer, outputs = module.layer_idx, []
+    if reading.filled is not None and reading.caches is not None:
+        return _together(reading.filled, reading.caches, layer, query[0] * scaling, key[0], value[0])[None], None
     queries, filling = query[0] * scaling, key.new_zeros((key.shape[1], _VECTOR - 1, key.shape[3]))
     for place, (start, end) in enumerate(reading.spans):
         parts = [(key[0, :, start:end], value[0, :, start:end])]
@@ -201,6 +247,22 @@ def attend(
 AttentionInterface.register(ROWS, attend)
 # Masks are made for each row, by ``Reading``.
 AttentionMaskInterface.register(ROWS, lambda *_, **__: None)
+
+
+def _together(filled: Filled, caches: Sequence[Cache], layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """[T, H, D] for the new tokens of all rows at once; their caches become parts of one tensor."""
+    groups, heads = key.shape[0], query.shape[0] // key.shape[0]
+    held = [cache[layer : layer + 1] for cache in caches]
+    new = zip(held, key.split(filled.new, 1), value.split(filled.new, 1), strict=True)
+    parts = [both for cache, *more in new for both in (*cache, more)]
+    keys, values = (torch.cat(of, 1) for of in zip(*parts, strict=True))
+    for cache, *both in zip(caches, keys.split(filled.whole, 1), values.split(filled.whole, 1), strict=True):
+        cache[layer : layer + 1] = [(both[0], both[1])]
+    # Heads that share keys lie one after another: [B, G, heads x N, D].
+    queries = query[:, filled.queries].unflatten(0, (groups, heads)).permute(2, 0, 1, 3, 4).flatten(2, 3)
+    keys, values = (of[:, filled.keys].transpose(0, 1) for of in (keys, values))
+    found = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, filled.sees, scale=1.0)
+    return found.unflatten(2, (heads, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1)[filled.back].flatten(1, 2)
 
 
 def _fused(reading: Reading, place: int, query: Tensor, keys: Tensor, values: Tensor, read: int) -> Tensor:
@@ -236,17 +298,21 @@ def read_rows(
     caches: Sequence[Cache] | None = None,
     lower: LowerStates | None = None,
     wanted: Sequence[Sequence[int]] | None = None,
+    together: bool = False,
 ) -> list[Tensor]:
     """Return the hidden states of each row's N wanted tokens, [N, D].
 
     All unread tokens are appended to the rows' caches, if there are any. Called within ``attention_by_row``. After a row that branches its
-    cache holds all branches: nothing can be read after it.
+    cache holds all branches: nothing can be read after it. ``together`` computes similar rows with caches as one, for a GPU, which takes
+    longer to start the kernels of a row than to compute them.
     """
     if sum(len(row.tokens) for row in rows) == 1:
         # Twice, as the product of a single vector is summed in another order than that of several.
         twice = None if caches is None else [*caches, list(caches[0])]
-        return read_rows(causal, [*rows, *rows], twice, lower, None if wanted is None else [*wanted, *wanted])[:1]
+        return read_rows(causal, [*rows, *rows], twice, lower, None if wanted is None else [*wanted, *wanted], together)[:1]
     reading, model = Reading(rows, caches, lower, wanted), causal.base_model
+    if together and caches is not None:
+        reading.fill(causal)
     positions = torch.tensor([reading.positions], device=causal.device)
     worth_threads = IN_FLOAT32 if causal.dtype == torch.float32 else TOKENS_WORTH_THREADS
     with one_thread_unless(len(reading.positions) >= worth_threads):

@@ -72,14 +72,18 @@ def test_an_iteration_goes_on_where_another_device_stopped(cpu_settings: Setting
     assert steps == {expected.metrics["optimizerSteps"] * 2}
 
 
-def test_a_server_as_on_a_gpu_answers_in_larger_batches(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_server_as_on_a_gpu_answers_in_larger_batches(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = make_adapter(tiny_base, tmp_path / "adapter")
     policies = [Policy.load(tiny_base, adapter, dtype=torch.float32, adapter_name="v1.0.0", device=one) for one in (PROCESSOR, AS_ON_A_GPU)]
     assert policies[1].sizes.rows > policies[0].sizes.rows and policies[1].sizes.prompt_tokens > policies[0].sizes.prompt_tokens
     asked = [
-        CompletionRequest(make_messages(f"news {n}"), SCHEMA if n % 2 else None, seed=n, max_tokens=8, adapter="v1.0.0") for n in range(40)
+        CompletionRequest(make_messages(f"news {n}" * (n % 5 + 1)), SCHEMA if n % 2 else None, seed=n, max_tokens=8, adapter="v1.0.0")
+        for n in range(40)
     ]
+    together = []
+    monkeypatch.setattr(row_attention, "_together", lambda *given, do=row_attention._together: together.append(given[0]) or do(*given))
     processor, gpu = (policy.complete(asked) for policy in policies)
+    assert {len(filled.new) for filled in together} >= {20}
     for one, other in zip(processor, gpu, strict=True):
         assert one.token_ids == other.token_ids and one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
@@ -182,7 +186,7 @@ class OnOneDevice(TorchFunctionMode):
         if func is Tensor.__bool__:
             return False
         if func is Tensor.tolist:
-            return torch.full(args[0].shape, -1.0).tolist()
+            return torch.full(args[0].shape, -1.0 if args[0].is_floating_point() else 0).tolist()
         if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
             return args[0]  # all of them
         if func is Tensor.__setitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
