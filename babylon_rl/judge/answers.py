@@ -112,8 +112,8 @@ def _judged(identity: str, entry: Mapping[str, Any], parts: int, verdicts: dict[
 
 def _score(value: Any) -> float | None:
     """Score as a float, None unless it is finite and from 0 to 1. Numbers in quotes count."""
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        value = float(value)
+    if isinstance(value, str) and _NUMBER.fullmatch(text := value.strip()):
+        value = float(text)  # which takes fewer characters for blanks than strip
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         return None
     # adding 0.0 turns -0.0 into 0.0

@@ -5,6 +5,7 @@ steps of its trajectory then hold no calls, so that readers take all of them fro
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from babylon_rl.recorder.values import MOST_IN_INTEGER, count, dump, label, mapp
 
 PURPOSES = ("action", "reasoning", "evaluation", "response", "other")
 # Prefix under which some servers return a token's id in place of its text.
-_TOKEN_ID = "token_id:"
+_TOKEN_ID = re.compile(r"token_id:(\d{1,18})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ def _token(entry: Any, index: int) -> dict[str, Any]:
     where = f"logprobs[{index}]"
     token = text(field_of(entry, "token"), f"{where}.token")
     token_id = field_of(entry, "tokenId") if field_of(entry, "tokenId") is not None else field_of(entry, "token_id")
-    if token_id is None and token.startswith(_TOKEN_ID) and token.removeprefix(_TOKEN_ID).isdecimal():
-        token_id = int(token.removeprefix(_TOKEN_ID))
+    if token_id is None and (named := _TOKEN_ID.fullmatch(token)) is not None:
+        token_id = int(named[1])
     id_field = {} if token_id is None else {"tokenId": count(token_id, f"{where}.tokenId")}
     logprob = field_of(entry, "logprob")
     value = UNLIKELY if logprob == -math.inf else number(logprob, f"{where}.logprob")

@@ -38,6 +38,7 @@ _CONNECT_TIMEOUT_S, _IDLE_S = 5.0, 30.0
 _BUFFERED_BYTES = 256 * 1024
 # A server has a second to end its response after the last event; a connection that is read to the end is used again.
 _LAST_S = 1.0
+_FAILED = re.compile(r"[45]\d\d", re.ASCII)
 _SHOWN = 1000  # characters of a page or another body that is no error of the API
 # Of a connection that cannot be made, breaks, or carries what is no HTTP.
 _BROKEN = (aiohttp.ClientError, OSError)
@@ -94,7 +95,7 @@ class ReportedError:
     def status(self) -> int | None:
         """The status that its code stands for, as in the event of a stream; None without one."""
         code = str(self.fields.get("code"))
-        return int(code) if code.isdecimal() and 400 <= int(code) < 600 else None
+        return int(code) if _FAILED.fullmatch(code) else None
 
     def names(self, names: Collection[str]) -> bool:
         """True if it concerns one of these fields of a request."""

@@ -30,6 +30,7 @@ VERDICTS = {"a1": EpisodeVerdict(1.0, "Early."), "b2": EpisodeVerdict(0.25, "Lat
         json.dumps(GOOD["scores"]),
         json.dumps({"scores": {entry["id"]: entry for entry in GOOD["scores"]}}),
         PLAIN.replace("0.25", '"0.25"').replace(": 1,", ': "1",'),
+        PLAIN.replace("0.25", r'"\u001f.25"'),
         PLAIN.replace('"id"', '"rank": 1, "id"'),
         f"{PLAIN}\n\nAs JSON again:\n```json\n{json.dumps(GOOD, indent=1)}\n```",
         "\ufeff" + PLAIN,

@@ -108,6 +108,15 @@ def test_token_ids_are_recorded_where_the_endpoint_tells_them(entry: dict[str, A
     assert recorded.steps[0]["llmCalls"][0]["logprobs"][0]["tokenId"] == 17
 
 
+def test_a_token_that_only_looks_like_an_id_is_its_text() -> None:
+    recorded = Recorded()
+    begun = recorded.recorder.start_trajectory("agent-1")
+    token = "token_id:" + "9" * 5000
+    recorded.step(begun, logprobs=[{"token": token, "logprob": -1.0}])
+    recorded.recorder.end_trajectory(begun)
+    assert recorded.steps[0]["llmCalls"][0]["logprobs"] == [{"token": token, "logprob": -1.0}]
+
+
 def test_minus_infinity_is_a_log_probability() -> None:
     recorded = Recorded()
     begun = recorded.recorder.start_trajectory("agent-1")

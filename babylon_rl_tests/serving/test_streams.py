@@ -101,8 +101,11 @@ def test_a_stream_that_does_not_end_whole_ends_with_an_error_and_never_trains(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stream",
-    [[DONE], [chunk({"role": "assistant"}), DONE], [chunk({}, ""), DONE], [USAGE, DONE], [b": ping\n\n"], [event({"error": ERROR}), DONE]],
-)
+    [
+        [DONE], [chunk({"role": "assistant"}), DONE], [chunk({}, ""), DONE], [USAGE, DONE], [b": ping\n\n"],
+        [event({"error": ERROR}), DONE], [event({"error": ERROR | {"code": "9" * 5000}}), DONE],
+    ],
+)  # fmt: skip
 def test_a_stream_that_breaks_before_its_first_token_is_the_base_s(
     settings_of: Settings, database: Database, scripted: ScriptedUpstream, stream: list[bytes]
 ) -> None:
