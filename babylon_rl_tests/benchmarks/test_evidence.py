@@ -1,6 +1,5 @@
 """The page of evidence: everybody in one table, generations that came to nothing told as such, seeds of other markets refused."""
 
-import json
 import os
 import re
 import signal
@@ -243,14 +242,20 @@ def test_a_database_in_the_settings_file_is_refused(tmp_path: Path, monkeypatch:
 def test_finished_seeds_are_read_and_nothing_is_played(packaged_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").symlink_to(packaged_base.parent, target_is_directory=True)
     monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path))
-    seeds = tmp_path / "evidence" / "posts-3-generations-of-24-hours"
-    for each in RESULTS:
-        directory = seeds / f"seed-{each['seed']}"
-        directory.mkdir(parents=True)
-        (directory / evidence.RESULT).write_text(json.dumps(each))
-    assert evidence.evidence(3, 3, 24, tmp_path / "docs")["seeds"] == RESULTS
-    assert {path.name for path in seeds.iterdir()} == {"seed-0", "seed-1", "seed-2"}, "the base did not play"
+    (tmp_path / "docs").mkdir()
+    for run in ("posts-3-generations-of-12-hours", "posts-3-generations-of-24-hours"):
+        finished = evidence.Finished(tmp_path / "docs" / "evidence-posts.jsonl", run)
+        for each in RESULTS:
+            of_machine = {"checkpoint": str(tmp_path), "plot": str(tmp_path)}
+            finished.add(f"seed-{each['seed']}", each | of_machine | {"generations": [one | of_machine for one in each["generations"]]})
+    assert str(tmp_path) not in (tmp_path / "docs" / "evidence-posts.jsonl").read_text()
+    found = evidence.evidence(3, 3, 24, tmp_path / "docs")["seeds"]
+    about = {"run": "posts-3-generations-of-24-hours", "commit": found[0]["commit"]}
+    assert found == [about | {"name": f"seed-{one['seed']}"} | one for one in RESULTS]
+    assert f" (at {about['commit']})" in (tmp_path / "docs" / "evidence-posts.md").read_text() or not about["commit"]
+    assert not (tmp_path / "evidence").exists(), "nothing was played"
     assert {path.name for path in (tmp_path / "docs").iterdir()} == {
+        "evidence-posts.jsonl",
         "evidence-posts.md",
         "evidence-posts.png",
         "evidence-posts-learning.png",

@@ -1,14 +1,16 @@
 """Several generations with several seeds, summarized in docs/evidence/: `make evidence`, or `python -m benchmarks.evidence --game NAME`.
 
 Each seed is a demo in a state directory of its own, with a thread for every core, so that the last seed at work has them all. The base
-plays first, once for all seeds, where they may need it to compare their first versions. A finished seed is read from its result file; an
-interrupted one resumes. Nothing is left out: rejected versions and failed trainings are in the table like the others.
+plays first, once for all seeds, where they may need it to compare their first versions. A finished seed is a line of
+docs/evidence/evidence-GAME.jsonl, so that another machine can add further ones; an interrupted one resumes. Nothing is left out: rejected
+versions and failed trainings are in the table like the others.
 """
 
 import argparse
 import json
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from babylon_rl.cli.children import run_child, stop_children
@@ -43,9 +46,11 @@ from benchmarks.evidence.page import page, table
 from benchmarks.evidence.pictures import learning_curve, players
 from benchmarks.evidence.results import Document, goes_on_otherwise, require_comparable
 
-RESULT, LOG = "result.json", "demo.log"
+LOG = "demo.log"
 UNGATED = "-without-gate"
-PAGE, PLAYERS, CURVE = "evidence.md", "evidence.png", "evidence-learning.png"
+PAGE, PLAYERS, CURVE, RESULTS = "evidence.md", "evidence.png", "evidence-learning.png", "evidence.jsonl"
+# Of the demo's document: paths of one machine, and rows that its standings have too.
+_LEFT_OUT = {"checkpoint", "plot", "rows"}
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,16 @@ def evidence(
     base = base_model_dir(settings)
     after = "" if begin is None else f"-after-{begin.generations}-of-{begin.game.name}"
     root = settings.home / "evidence" / f"{game.name}{after}-{generations}-generations-of-{windows}-hours"
-    make = partial(_make, base=base, generations=generations, windows=windows, game=game, at_once=at_once, begin=begin)
+    out.mkdir(parents=True, exist_ok=True)
+    names = [name.replace("evidence", f"evidence-{game.name}", 1) for name in (PAGE, PLAYERS, CURVE, RESULTS)]
+    page_name, players_name, curve_name, results_name = names
+    finished = Finished(out / results_name, root.name)
+    make = partial(_make, finished=finished, base=base, generations=generations, windows=windows, game=game, at_once=at_once, begin=begin)
     results = make({seed: root / f"seed-{seed}" for seed in range(seeds)})
     # Where nothing was refused before the last generation, the loop without the gate is the same.
     others = [result["seed"] for result in results if goes_on_otherwise(result)]
     ungated = dict(zip(others, make({seed: root / f"seed-{seed}{UNGATED}" for seed in others}), strict=True))
     require_comparable([*results, *ungated.values()])
-    out.mkdir(parents=True, exist_ok=True)
-    page_name, players_name, curve_name = (name.replace("evidence", f"evidence-{game.name}", 1) for name in (PAGE, PLAYERS, CURVE))
     (out / players_name).write_bytes(players(results))
     (out / curve_name).write_bytes(learning_curve(results))
     first = None if begin is None else (begin.game.name, begin.generations)
@@ -86,27 +93,63 @@ def evidence(
     return {"seeds": results, "withoutGate": list(ungated.values()), "page": str(out / page_name)}
 
 
+class Finished:
+    """Results in a file, a line each: ``run``, ``name`` (of its directory) and the code's ``commit``, then the demo's document."""
+
+    def __init__(self, file: Path, run: str) -> None:
+        self._file, self._run, self._lock = file, run, Lock()
+
+    def read(self) -> dict[str, Document]:
+        """Results of this run by their names."""
+        lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
+        found = [json.loads(line) for line in lines]
+        return {one["name"]: one for one in found if one["run"] == self._run}
+
+    def add(self, name: str, document: Document) -> None:
+        """Append a result."""
+        kept = {"run": self._run, "name": name, "commit": _commit()} | {
+            key: value for key, value in document.items() if key not in _LEFT_OUT
+        }
+        kept["generations"] = [{key: value for key, value in one.items() if key not in _LEFT_OUT} for one in kept["generations"]]
+        with self._lock, self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(kept) + "\n")
+
+
+def _commit() -> str:
+    """The commit that is checked out here; empty outside of a clone."""
+    asked = subprocess.run(
+        ["git", "rev-parse", "--short=8", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return asked.stdout.strip()
+
+
 def _make(
-    directories: Mapping[int, Path], base: Path, generations: int, windows: int, game: Game, at_once: int | None, begin: Beginning | None
-) -> list[Document]:
-    """Results of the seeds, by their directories; those without a result are run."""
-    missing = {seed: own for seed, own in directories.items() if not (own / RESULT).is_file()}
-    for seed, own in directories.items():
-        if seed not in missing:
+    directories: Mapping[int, Path], finished: Finished, base: Path, generations: int, windows: int, game: Game, at_once: int | None,
+    begin: Beginning | None,
+) -> list[Document]:  # fmt: skip
+    """Results of the seeds, by their directories; those that are not finished are run."""
+    earlier = finished.read()
+    missing = {seed: own for seed, own in directories.items() if own.name not in earlier}
+    for own in directories.values():
+        if own.name in earlier:
             say(f"{own.name}: finished earlier")
     if missing:
         at_once = at_once or side_by_side(len(missing), usable_cores())
         with _signals_as_interrupt(), ThreadPoolExecutor(at_once) as pool:
             played = base_play(next(iter(missing.values())).with_name(BASE), base, game)
-            runs = [pool.submit(run_seed, own, base, played, seed, generations, windows, game, begin) for seed, own in missing.items()]
+            run = partial(
+                run_seed, finished=finished, base=base, played=played, generations=generations, windows=windows, game=game, begin=begin
+            )
+            runs = [pool.submit(run, own, seed) for seed, own in missing.items()]
             try:
                 wait(runs)
             except KeyboardInterrupt:
                 _end(runs, list(missing.values()))
                 raise
-            for run in runs:
-                run.result()
-    return [dict(json.loads((own / RESULT).read_text())) for own in directories.values()]
+            for ended in runs:
+                ended.result()
+    found = finished.read()
+    return [found[own.name] for own in directories.values()]
 
 
 def side_by_side(seeds: int, cores: int) -> int:
@@ -169,9 +212,10 @@ def base_play(directory: Path, base: Path, game: Game) -> BasePlay:
 
 
 def run_seed(
-    directory: Path, base: Path, played: BasePlay, seed: int, generations: int, windows: int, game: Game, begin: Beginning | None = None
-) -> None:
-    """Run the demo of a seed to its end, and write its result file; the directory's name says whether without the gate."""
+    directory: Path, seed: int, *, finished: Finished, base: Path, played: BasePlay, generations: int, windows: int, game: Game,
+    begin: Beginning | None = None,
+) -> None:  # fmt: skip
+    """Run the demo of a seed to its end, and add its result; the directory's name says whether without the gate."""
     log = directory / LOG
     say(f"{directory.name}: {log} says how far it is")
     # Its gate and its confirmation find what the base played, and play the rest.
@@ -181,8 +225,7 @@ def run_seed(
     shutil.copytree(runs_directory(directory.with_name(BASE), BASE), runs_directory(directory, BASE), dirs_exist_ok=True)
     courses = [(game, generations)] if begin is None else [(begin.game, begin.generations), (game, generations)]
     own = {"BABYLON_RL_HOME": str(directory), "DATABASE_URL": "", "DIRECT_DATABASE_URL": ""}
-    result = directory / RESULT
-    printed = result.with_suffix(".printed")
+    printed = directory / "result.printed"
     for played_game, last in courses:
         arguments = ["--seed", str(seed), "--generations", str(last), "--windows", str(windows), "--game", played_game.name, "--json"]
         if directory.name.endswith(UNGATED):
@@ -191,10 +234,7 @@ def run_seed(
             status = run_child([sys.executable, "-m", "babylon_rl", "demo", *arguments], own, directory, stdout=file, stderr=said)
         if status != 0:
             raise TrainingError(f"The demo with seed {seed} ended with status {status}; {log} says why. Run the command again to go on.")
-    # The result file appears only when complete: its existence marks a finished seed.
-    document = json.loads(printed.read_text()) | _spent(directory, directory.with_name(BASE))
-    printed.write_text(json.dumps(document, indent=2) + "\n")
-    printed.replace(result)
+    finished.add(directory.name, json.loads(printed.read_text()) | _spent(directory, directory.with_name(BASE)))
     say(f"{directory.name}: finished")
 
 

@@ -80,9 +80,11 @@ def page(
     minutes = max(result["processorSeconds"] for result in results) / 60
     without = [_failure(point) for result in results for point in points(result)[1:] if point.row is None]
     unusable = sum(row["invalid"] for result in results for row in result["standings"])
+    made_at = " and ".join(sorted({result["commit"] for result in results if result.get("commit")}))
+    at = f" (at {made_at})" if made_at else ""
     return f"""# Evidence in the game {game}
 
-Made by `python -m benchmarks.evidence --game {game}{begin}`: {generations} generations with each of {len(results)} seeds,
+Made by `python -m benchmarks.evidence --game {game}{begin}`{at}: {generations} generations with each of {len(results)} seeds,
 up to {minutes:.0f} minutes of processor time a seed.
 In each generation agents play {results[0]["windows"]} new hours, the hours are judged, a version is trained from the newest one
 that the gate did not refuse (at first from the base), and it plays the benchmark.

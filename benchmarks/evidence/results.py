@@ -57,8 +57,8 @@ def require_comparable(results: Sequence[Document]) -> None:
             if row["markets"] != first[BASE]["markets"] or (_same_for_all(row) and row["pnls"] != first[row["model"]]["pnls"]):
                 raise UsageError(
                     f"Seed {result['seed']} and seed {results[0]['seed']} were not played in the same markets ({row['model']}): "
-                    "BENCHMARK_MARKETS or the market's code changed between them. Remove the older one's directory under evidence/ "
-                    "in the state directory, then run the command again."
+                    "BENCHMARK_MARKETS or the market's code changed between them. Remove the older one's line from the file of results, "
+                    "and its directory under evidence/ in the state directory, then run the command again."
                 )
 
 
