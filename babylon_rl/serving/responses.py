@@ -14,10 +14,12 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from babylon_rl.api_errors import ApiError
+from babylon_rl.chats import finish_reason
 from babylon_rl.http_server import BODY_TIMEOUT_S, read_body
 from babylon_rl.serving.chat_request import BODY_LIMIT, read_object
 from babylon_rl.serving.server_sent_events import Event as ChatEvent
 from babylon_rl.serving.server_sent_events import StreamReader, objects, part_of
+from babylon_rl.serving.usage import Usage, read_usage
 from babylon_rl.tolerant_json import joined, read_json, whole_text
 
 # Fields that need stored answers, or programs at OpenAI, and the values of theirs that ask for nothing.
@@ -252,9 +254,9 @@ class ResponseObject:
             "store": False, "truncation": "disabled", "usage": None, **_ECHOED, **given,
         }  # fmt: skip
         self._items: list[_Item] = []
-        self._calls: dict[Any, _Item] = {}
+        self._calls: dict[int | None, _Item] = {}
         self._reader = StreamReader()
-        self._finish: Any = None
+        self._finish: str | None = None
         self._number = 0
 
     def whole(self, body: bytes) -> bytes:
@@ -287,13 +289,13 @@ class ResponseObject:
 
     def _read(self, chunk: Mapping[str, Any], name: str) -> Iterator[Event]:
         self._response["model"] = chunk.get("model") or self._response["model"]
-        if usage := part_of(chunk, "usage"):
-            self._response["usage"] = _usage(usage)
+        if (usage := read_usage(chunk)) is not None:
+            self._response["usage"] = _usage(usage, part_of(chunk, "usage"))
         for choice in objects(chunk.get("choices")):
             if choice.get("index"):
                 continue
             said = part_of(choice, name)
-            self._finish = choice.get("finish_reason") or self._finish
+            self._finish = finish_reason(choice.get("finish_reason")) or self._finish
             entries = objects(part_of(choice, "logprobs").get("content")) if self._with_logprobs else []
             for kind, field in (("output_text", "content"), ("refusal", "refusal")):
                 if text := _text(said.get(field)):
@@ -317,12 +319,13 @@ class ResponseObject:
 
     def _called(self, piece: dict[str, Any]) -> Iterator[Event]:
         """Begin or continue a call of a tool; a piece names its call by index, by id, or by both."""
-        function, place = part_of(piece, "function"), piece.get("index")
+        function, call_id = part_of(piece, "function"), _text(piece.get("id"))
+        place = place if isinstance(place := piece.get("index"), int) else None
         item = self._calls.get(place)
-        if item is None or place is None or piece.get("id") not in (None, "", item.item["call_id"]):
-            call = {"call_id": piece.get("id") or f"call_{uuid4().hex}", "name": function.get("name") or "", "arguments": ""}
+        if item is None or place is None or call_id not in ("", item.item["call_id"]):
+            call = {"call_id": call_id or f"call_{uuid4().hex}", "name": _text(function.get("name")), "arguments": ""}
             item = self._calls[place] = yield from self._begun("function_call", {"type": "function_call", **call}, "fc")
-        if text := function.get("arguments"):
+        if text := _text(function.get("arguments")):
             yield {"type": "response.function_call_arguments.delta", "delta": item.added(text), **item.names}
 
     def _begun(self, kind: str, item: dict[str, Any], prefix: str) -> Generator[Event, None, _Item]:
@@ -335,7 +338,7 @@ class ResponseObject:
         # An answer without any text is an empty one.
         if not self._items:
             yield from self._said("output_text", "", [])
-        cut = _INCOMPLETE.get(self._finish)
+        cut = _INCOMPLETE.get(self._finish or "")
         status = "completed" if cut is None else "incomplete"
         for item in self._items:
             yield from item.done(status)
@@ -354,11 +357,11 @@ def _text(content: Any) -> str:
     return "".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
 
 
-def _usage(usage: dict[str, Any]) -> dict[str, Any]:
-    sent, made = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-    cached, thought = part_of(usage, "prompt_tokens_details"), part_of(usage, "completion_tokens_details")
+def _usage(usage: Usage, details: dict[str, Any]) -> dict[str, Any]:
+    cached, thought = part_of(details, "prompt_tokens_details"), part_of(details, "completion_tokens_details")
+    sent, made = usage.prompt_tokens or 0, usage.completion_tokens
     return {
         "input_tokens": sent, "input_tokens_details": {"cached_tokens": cached.get("cached_tokens") or 0}, "output_tokens": made,
         "output_tokens_details": {"reasoning_tokens": thought.get("reasoning_tokens") or 0},
-        "total_tokens": usage.get("total_tokens") or sent + made,
+        "total_tokens": usage.total_tokens or sent + made,
     }  # fmt: skip

@@ -127,7 +127,9 @@ def _without_keys(value: Any, secrets: Sequence[str]) -> Any:
         return without_keys(whole_text(value), secrets)
     if isinstance(value, list):
         return [_without_keys(entry, secrets) for entry in value]
-    return {name: _without_keys(entry, secrets) for name, entry in value.items()} if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {_without_keys(name, secrets): _without_keys(entry, secrets) for name, entry in value.items()}
+    return value
 
 
 @dataclass(frozen=True)

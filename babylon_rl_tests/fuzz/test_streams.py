@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.serving.call_entry import CallEntry
+from babylon_rl.serving.responses import ResponseObject
 from babylon_rl.serving.server_sent_events import StreamReader
 from babylon_rl.serving.usage import StreamMeter
 from babylon_rl_tests.fuzz.inputs import CUTS, TEXTS, corpus, halves, odd_bytes, pieces
@@ -48,6 +49,7 @@ def check(raw: bytes) -> None:
         whole = verdict([raw], choices)
         for length in (1, 7):
             assert verdict([raw[at : at + length] for at in range(0, len(raw), length)], choices) == whole
+    ResponseObject({"stream": True, "include": ["message.output_text.logprobs"]}).events(raw)
     recorded(REQUEST, raw if raw.lstrip()[:1] != b"{" else b"data: " + raw)
 
 
