@@ -64,7 +64,7 @@ def _clean(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Curve:
+class MeanCurve:
     """Mean of several runs over time, with their middle 80 %; ``POINTS`` at most.
 
     ``start`` is the time of its first point, 0..1: a Sharpe ratio does not exist from the beginning.
@@ -92,8 +92,8 @@ class Quantiles:
     high: float
 
 
-def curve_of(runs: Sequence[Sequence[float | None]]) -> Curve | None:
-    """Curve of several runs, each a value at its moments, None before the first.
+def curve_of(runs: Sequence[Sequence[float | None]]) -> MeanCurve | None:
+    """Mean curve of several runs, each a value at its moments, None before the first.
 
     A run's time is stretched from 0 to 1. None when no run has moments, or none has a value at its end.
     """
@@ -105,7 +105,7 @@ def curve_of(runs: Sequence[Sequence[float | None]]) -> Curve | None:
     rows = np.stack([np.interp(places, np.linspace(0.0, 1.0, len(run)), run) for run in played])
     first = int(np.argmax(~np.isnan(rows).any(axis=0)))  # from here on every run has a value
     low, high = np.quantile(rows[:, first:], [0.1, 0.9], axis=0)
-    return Curve(tuple(rows[:, first:].mean(axis=0).tolist()), tuple(low.tolist()), tuple(high.tolist()), float(places[first]))
+    return MeanCurve(tuple(rows[:, first:].mean(axis=0).tolist()), tuple(low.tolist()), tuple(high.tolist()), float(places[first]))
 
 
 def quantiles_of(values: Sequence[float]) -> Quantiles:
