@@ -8,7 +8,7 @@ use_state_directory
 without_own_settings
 seconds=$1
 shift
-[ "$#" -gt 0 ] || set -- decode stitch judge snapshots gateway streams templates json upstreams
+[ "$#" -gt 0 ] || set -- decode stitch judge snapshots gateway streams templates json upstreams schemas
 if .venv/bin/python -c 'import atheris' 2>/dev/null; then
     for reader in "$@"; do
         .venv/bin/python -m babylon_rl_tests.fuzz.coverage_guided "$reader" "$seconds" 2> "build/fuzz-$reader.log" || {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LANGUAGE_LIMIT = 2000
+LANGUAGE_CHARACTERS = 1_000_000  # of all answers of an object
 # x-guidance says to vLLM which blanks an answer has.
 _ANNOTATIONS = {"title", "description", "default", "examples", "$schema", "x-guidance"}
 _KEYWORDS = {"anyOf", "const", "enum", "type", "properties", "required", "additionalProperties"}
@@ -64,9 +65,12 @@ def compile_grammar(response_format: dict[str, Any], tokenizer: "PreTrainedToken
     """Compile an OpenAI ``response_format`` of type json_schema; results are cached.
 
     Raises:
-        UsageError: another type, a schema that is not finite, or one with more than ``LANGUAGE_LIMIT`` answers.
+        UsageError: another type, a schema that is not finite or none at all, or one with more than ``LANGUAGE_LIMIT`` answers.
     """
-    return _compile(json.dumps(response_format), tokenizer)
+    try:
+        return _compile(json.dumps(response_format), tokenizer)
+    except RecursionError:
+        raise UsageError("response_format is nested too deeply.") from None
 
 
 def language(schema: dict[str, Any]) -> tuple[str, ...]:
@@ -77,7 +81,8 @@ def language(schema: dict[str, Any]) -> tuple[str, ...]:
 @lru_cache(maxsize=512)
 def _compile(text: str, tokenizer: "PreTrainedTokenizerBase") -> Grammar:
     response_format = json.loads(text)
-    schema = response_format.get("json_schema", {}).get("schema") if isinstance(response_format, dict) else None
+    named = response_format.get("json_schema") if isinstance(response_format, dict) else None
+    schema = named.get("schema") if isinstance(named, dict) else None
     if not isinstance(schema, dict) or response_format.get("type") != "json_schema":
         raise UsageError('response_format must be {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}.')
     texts = language(schema)
@@ -102,14 +107,15 @@ def _texts(schema: Any, where: str) -> list[str]:
         names = ", ".join(sorted(unknown))
         raise UsageError(f"{where} uses {names}: only finite schemas are served (anyOf, const, enum, boolean, null, objects of these).")
     if "anyOf" in schema:
-        texts = [text for index, part in enumerate(schema["anyOf"]) for text in _texts(part, f"{where}.anyOf[{index}]")]
-        _check_size(len(texts), where)
+        texts = list[str]()
+        for index, part in enumerate(_values(schema, "anyOf", where)):
+            texts += _texts(part, f"{where}.anyOf[{index}]")
+            _check_size(len(texts), where)
         return texts
     if "const" in schema:
         return [_scalar(schema["const"], where)]
     if "enum" in schema:
-        _check_size(len(schema["enum"]), where)
-        return [_scalar(value, where) for value in schema["enum"]]
+        return [_scalar(value, where) for value in _values(schema, "enum", where)]
     match schema.get("type"):
         case "boolean":
             return ["true", "false"]
@@ -121,15 +127,28 @@ def _texts(schema: Any, where: str) -> list[str]:
 
 
 def _objects(schema: dict[str, Any], where: str) -> list[str]:
-    properties = schema.get("properties", {})
-    optional = [name for name in properties if name not in schema.get("required", ())]
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if not isinstance(properties, dict) or not isinstance(required, list):
+        raise UsageError(f"{where}: properties is an object of schemas, and required a list of their names.")
+    optional = [name for name in properties if name not in required]
     if optional:
         raise UsageError(f"{where}: {', '.join(optional)} must be in required: optional properties are not served.")
     # The product is checked before it is built: it may be huge.
     parts = {name: _texts(value, f"{where}.{name}") for name, value in properties.items()}
-    _check_size(prod(len(values) for values in parts.values()), where)
+    answers = prod(len(values) for values in parts.values())
+    _check_size(answers, where)
+    if answers * sum(max(map(len, values)) + len(name) for name, values in parts.items()) > LANGUAGE_CHARACTERS:
+        raise UsageError(f"{where} has answers of more than {LANGUAGE_CHARACTERS:,} characters together.")
     named = [[f"{json.dumps(name)}: {value}" for value in values] for name, values in parts.items()]
     return ["{" + ", ".join(fields) + "}" for fields in product(*named)]
+
+
+def _values(schema: dict[str, Any], name: str, where: str) -> list[Any]:
+    values = schema[name]
+    if not isinstance(values, list):
+        raise UsageError(f"{where}.{name} is not a list.")
+    _check_size(len(values), where)
+    return values
 
 
 def _scalar(value: Any, where: str) -> str:
@@ -145,4 +164,4 @@ def _check_size(answers: int, where: str) -> None:
     if not answers:
         raise UsageError(f"{where} allows nothing.")
     if answers > LANGUAGE_LIMIT:
-        raise UsageError(f"{where} allows {answers:,} answers; at most {LANGUAGE_LIMIT:,} are served.")
+        raise UsageError(f"{where} allows {answers:,} answers or more; at most {LANGUAGE_LIMIT:,} are served.")

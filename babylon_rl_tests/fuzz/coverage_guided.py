@@ -15,7 +15,7 @@ import atheris
 CHECKS = {
     "json": "test_json.check", "judge": "test_judge.check_bytes", "streams": "test_streams.check", "decode": "test_rows.check_decoding",
     "stitch": "test_rows.check_stitching", "snapshots": "test_snapshots.check", "gateway": "test_gateway.check",
-    "templates": "test_templates.check", "upstreams": "test_upstreams.check",
+    "templates": "test_templates.check", "upstreams": "test_upstreams.check", "schemas": "test_schemas.check",
 }  # fmt: skip
 CORPUS = Path(__file__).parent / "corpus"
 LONGEST_KEPT, MOST_KEPT = 1500, 25
