@@ -4,11 +4,12 @@ Inputs are UTF-8, as all texts of the database are; bytes that are none become U
 """
 
 import json
+from collections.abc import Sequence
 from datetime import timedelta
 
 from hypothesis import given
 
-from babylon_rl.episodes.decode import Fault, decode
+from babylon_rl.episodes.decode import Fault, Step, decode
 from babylon_rl.episodes.reading import by_agent, episode
 from babylon_rl.episodes.trajectories import (
     LoggedSteps,
@@ -19,6 +20,10 @@ from babylon_rl.episodes.trajectories import (
     synthetic_sequences,
     with_logs,
 )
+from babylon_rl.judge.prompt.injection import escaped, find_flags
+from babylon_rl.judge.prompt.privacy import NameReplacer, PrivateFields
+from babylon_rl.judge.prompt.render import _recorded, keys_and_texts, render_steps
+from babylon_rl.judge.prompt.request import condense, in_full
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
 from babylon_rl.types import Episode, Trajectory
 from babylon_rl_tests.fuzz.inputs import corpus, odd_bytes
@@ -52,6 +57,19 @@ def check_decoding(raw: bytes) -> None:
         served = embedded_sequences(whole, texts.completed, RULES)
         assert len(served.sequences) == whole.trainable_sequences
         json.dumps([one.messages for one in served.sequences], ensure_ascii=False).encode()
+    check_rendering(texts.completed)
+
+
+def check_rendering(steps: Sequence[Step]) -> None:
+    """Steps are texts for a judge, however short they must be."""
+    recorded = _recorded(steps, [step.llm_calls or () for step in steps], [0] * len(steps), {})
+    keys_and_texts(recorded)
+    for private in (PrivateFields(), PrivateFields(dict.fromkeys(("parameters", "result", "posts", "state", "user_prompt"), "hash"), b"s")):
+        rendered = render_steps(recorded, NameReplacer("a0", {"a1": ("Ann",)}, {}, ()), private)
+        whole = in_full(rendered, len)
+        for one in (whole, condense(whole, rendered, whole.tokens // 2, len), condense(whole, rendered, 10, len)):
+            assert all(flag.kind for flag in find_flags(one.text, "a0"))
+            escaped(one.text).encode()
 
 
 def check_stitching(raw: bytes) -> None:
