@@ -10,6 +10,7 @@ from datetime import timedelta
 from hypothesis import given
 
 from babylon_rl.episodes.decode import Fault, Step, decode
+from babylon_rl.episodes.quality import row_faults, sample_quality
 from babylon_rl.episodes.reading import by_agent, episode
 from babylon_rl.episodes.trajectories import (
     LoggedSteps,
@@ -24,6 +25,7 @@ from babylon_rl.judge.prompt.injection import escaped, find_flags
 from babylon_rl.judge.prompt.privacy import NameReplacer, PrivateFields
 from babylon_rl.judge.prompt.render import _recorded, keys_and_texts, render_steps
 from babylon_rl.judge.prompt.request import condense, in_full
+from babylon_rl.market.correctness import intent
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
 from babylon_rl.types import Episode, Trajectory
 from babylon_rl_tests.fuzz.inputs import corpus, odd_bytes
@@ -44,6 +46,8 @@ def row(number: int, steps: bytes) -> TrajectoryRow:
 def check_decoding(raw: bytes) -> None:
     """A text is the same steps with texts and without, or the same fault."""
     raw = raw.decode(errors="replace").encode()
+    list(row_faults(row(0, raw)))
+    assert 0.0 <= sample_quality([(row(0, raw), [])]).mean <= 1.0
     texts, numbers = decode(row(0, raw)), decode(row(0, raw), texts=False)
     if isinstance(texts, Fault) or isinstance(numbers, Fault):
         assert texts == numbers and texts.detail
@@ -62,6 +66,8 @@ def check_decoding(raw: bytes) -> None:
 
 def check_rendering(steps: Sequence[Step]) -> None:
     """Steps are texts for a judge, however short they must be."""
+    for step in steps:
+        intent(step.action.action_type, bytes(step.action.parameters))
     recorded = _recorded(steps, [step.llm_calls or () for step in steps], [0] * len(steps), {})
     keys_and_texts(recorded)
     for private in (PrivateFields(), PrivateFields(dict.fromkeys(("parameters", "result", "posts", "state", "user_prompt"), "hash"), b"s")):
