@@ -39,6 +39,10 @@ def _named(name: str, **entries: Any) -> Any:
     return change
 
 
+def _weights(head: bytes) -> Any:
+    return lambda base: (base / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+
+
 class _Opens:
     """A pickle of it writes a file when it is loaded."""
 
@@ -59,6 +63,9 @@ class _Opens:
         (lambda base: (base / "notes.txt").write_bytes(pickle.dumps(_Opens(base / "ran"))), "notes.txt can run code"),
         (lambda base: (base / "config.json").write_text("[" * 100_000), "config.json is not JSON"),
         (lambda base: (base / "config.json").write_text("[]"), "config.json is no object"),
+        (_weights(b"[1]"), "cut off or not safetensors"),
+        (_weights(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": "ab"}}'), "cut off or not safetensors"),
+        (_weights(b"[" * 100_000), "cut off or not safetensors"),
     ],
 )
 def test_a_base_with_code_is_refused_before_it_is_loaded(base: Path, tmp_path: Path, plant: Any, said: str) -> None:
