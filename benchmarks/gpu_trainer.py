@@ -316,7 +316,11 @@ def run(folder: Path, device: str, out: Path, small: bool) -> int:
         section("large", lambda: large(base, device_named(device), sequences, scratch / "large", SMALL if small else LARGE))
     missed = [name for name, measured in found.items() if isinstance(measured, dict) and "failed" in measured]
     beside = found["beside_processor"]
-    missed += [name for name, bound in BOUNDS.items() if (beside[name] > bound if name.endswith("away") else beside[name] < bound)]
+    missed += [
+        name
+        for name, bound in BOUNDS.items()
+        if name in beside and (beside[name] > bound if name.endswith("away") else beside[name] < bound)
+    ]
     missed += [] if found["resumed"].get("same_bytes") else ["same_bytes"]
     section("missed", lambda: missed)
     return int(bool(missed))

@@ -329,7 +329,7 @@ def _publish(wheel: Path, final: Path) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Check a safetensors file's head, and that it names all bytes of the file; some tensor is there."""
+    """True for a whole safetensors file with a tensor or more."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -87,9 +87,9 @@ def choose(rows: Sequence[Row], hidden_bd: Tensor, head_vd: Tensor) -> None:
     free = [n for n, row in enumerate(rows) if row.node is None]
     if free:
         logprobs_nv = torch.log_softmax((hidden_bd[free] @ head_vd.T).float(), dim=-1)
-        tokens = _picked_open([rows[n] for n in free], logprobs_nv)
-        values = logprobs_nv.gather(1, torch.tensor(tokens, device=logprobs_nv.device)[:, None])[:, 0].tolist()
-        for n, token, value, logprobs_v in zip(free, tokens, values, logprobs_nv, strict=True):
+        tokens_n = _picked_open([rows[n] for n in free], logprobs_nv)
+        values = logprobs_nv.gather(1, tokens_n[:, None])[:, 0].tolist()
+        for n, token, value, logprobs_v in zip(free, tokens_n.tolist(), values, logprobs_nv, strict=True):
             found = logprobs_v.topk(min(rows[n].top, len(logprobs_v))) if rows[n].top else None
             rows[n].take(token, value, list(zip(found.indices.tolist(), found.values.tolist(), strict=True)) if found else ())
 
@@ -108,15 +108,19 @@ def _pick(row: Row, logprobs: Sequence[float]) -> int:
     return max(range(len(weights)), key=weights.__getitem__)  # rounding left the target at the very end
 
 
-def _picked_open(rows: Sequence[Row], logprobs_nv: Tensor) -> list[int]:
-    """Draw from the whole vocabulary, for all rows at once."""
-    temperatures = torch.tensor([row.temperature or 1.0 for row in rows], dtype=torch.double, device=logprobs_nv.device)
-    cumulative = torch.softmax(logprobs_nv.double() / temperatures[:, None], dim=-1).cumsum(-1)
-    drawn = [row.rng.random() if row.temperature else 0.0 for row in rows]
-    targets = torch.tensor(drawn, dtype=torch.double, device=logprobs_nv.device)[:, None] * cumulative[:, -1:]
-    places = torch.searchsorted(cumulative, targets, right=True)[:, 0].clamp(max=logprobs_nv.shape[1] - 1)
-    likeliest = logprobs_nv.argmax(-1)
-    return [int(place if row.temperature else best) for row, place, best in zip(rows, places.tolist(), likeliest.tolist(), strict=True)]
+def _picked_open(rows: Sequence[Row], logprobs_nv: Tensor) -> Tensor:
+    """[N] tokens of the whole vocabulary, for all rows at once."""
+    tokens_n = logprobs_nv.argmax(-1)
+    drawing = [n for n, row in enumerate(rows) if row.temperature]
+    if drawing:
+        temperatures, drawn = (
+            torch.tensor(values, dtype=torch.double, device=logprobs_nv.device)[:, None]
+            for values in ([rows[n].temperature for n in drawing], [rows[n].rng.random() for n in drawing])
+        )
+        cumulative = torch.softmax(logprobs_nv[drawing].double() / temperatures, dim=-1).cumsum(-1)
+        places = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)[:, 0]
+        tokens_n[drawing] = places.clamp(max=logprobs_nv.shape[1] - 1)
+    return tokens_n
 
 
 AHEAD_TOKENS = 48

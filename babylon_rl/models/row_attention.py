@@ -252,12 +252,11 @@ AttentionMaskInterface.register(ROWS, lambda *_, **__: None)
 def _together(filled: Filled, caches: Sequence[Cache], layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """[T, H, D] for the new tokens of all rows at once; their caches become parts of one tensor."""
     groups, heads = key.shape[0], query.shape[0] // key.shape[0]
-    held = [cache[layer : layer + 1] for cache in caches]
-    new = zip(held, key.split(filled.new, 1), value.split(filled.new, 1), strict=True)
-    parts = [both for cache, *more in new for both in (*cache, more)]
+    new = zip(caches, key.split(filled.new, 1), value.split(filled.new, 1), strict=True)
+    parts = [part for cache, *more in new for part in (*cache[layer : layer + 1], more)]
     keys, values = (torch.cat(of, 1) for of in zip(*parts, strict=True))
-    for cache, *both in zip(caches, keys.split(filled.whole, 1), values.split(filled.whole, 1), strict=True):
-        cache[layer : layer + 1] = [(both[0], both[1])]
+    for cache, of_keys, of_values in zip(caches, keys.split(filled.whole, 1), values.split(filled.whole, 1), strict=True):
+        cache[layer : layer + 1] = [(of_keys, of_values)]
     # Heads that share keys lie one after another: [B, G, heads x N, D].
     queries = query[:, filled.queries].unflatten(0, (groups, heads)).permute(2, 0, 1, 3, 4).flatten(2, 3)
     keys, values = (of[:, filled.keys].transpose(0, 1) for of in (keys, values))

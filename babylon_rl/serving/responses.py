@@ -256,7 +256,7 @@ class ResponseObject:
         self._items: list[_Item] = []
         self._calls: dict[int | None, _Item] = {}
         self._reader = StreamReader()
-        self._finish: str | None = None
+        self._finish = ""
         self._number = 0
 
     def whole(self, body: bytes) -> bytes:
@@ -289,8 +289,9 @@ class ResponseObject:
 
     def _read(self, chunk: Mapping[str, Any], name: str) -> Iterator[Event]:
         self._response["model"] = chunk.get("model") or self._response["model"]
-        if (usage := read_usage(chunk)) is not None:
-            self._response["usage"] = _usage(usage, part_of(chunk, "usage"))
+        # Some servers send an empty one with every event.
+        if (counts := part_of(chunk, "usage")) and (usage := read_usage(chunk)) is not None:
+            self._response["usage"] = _usage(usage, counts)
         for choice in objects(chunk.get("choices")):
             if choice.get("index"):
                 continue
@@ -320,7 +321,8 @@ class ResponseObject:
     def _called(self, piece: dict[str, Any]) -> Iterator[Event]:
         """Begin or continue a call of a tool; a piece names its call by index, by id, or by both."""
         function, call_id = part_of(piece, "function"), _text(piece.get("id"))
-        place = place if isinstance(place := piece.get("index"), int) else None
+        index = piece.get("index")
+        place = index if isinstance(index, int) else None
         item = self._calls.get(place)
         if item is None or place is None or call_id not in ("", item.item["call_id"]):
             call = {"call_id": call_id or f"call_{uuid4().hex}", "name": _text(function.get("name")), "arguments": ""}
@@ -338,7 +340,7 @@ class ResponseObject:
         # An answer without any text is an empty one.
         if not self._items:
             yield from self._said("output_text", "", [])
-        cut = _INCOMPLETE.get(self._finish or "")
+        cut = _INCOMPLETE.get(self._finish)
         status = "completed" if cut is None else "incomplete"
         for item in self._items:
             yield from item.done(status)

@@ -77,8 +77,9 @@ def evidence(
     after = "" if begin is None else f"-after-{begin.generations}-of-{begin.game.name}"
     root = settings.home / "evidence" / f"{game.name}{after}-{generations}-generations-of-{windows}-hours"
     out.mkdir(parents=True, exist_ok=True)
-    names = [name.replace("evidence", f"evidence-{game.name}", 1) for name in (PAGE, PLAYERS, CURVE, RESULTS)]
-    page_name, players_name, curve_name, results_name = names
+    page_name, players_name, curve_name, results_name = (
+        name.replace("evidence", f"evidence-{game.name}", 1) for name in (PAGE, PLAYERS, CURVE, RESULTS)
+    )
     finished = Finished(out / results_name, root.name)
     make = partial(_make, finished=finished, base=base, generations=generations, windows=windows, game=game, at_once=at_once, begin=begin)
     results = make({seed: root / f"seed-{seed}" for seed in range(seeds)})
@@ -107,12 +108,14 @@ class Finished:
 
     def add(self, name: str, document: Document) -> None:
         """Append a result."""
-        kept = {"run": self._run, "name": name, "commit": _commit()} | {
-            key: value for key, value in document.items() if key not in _LEFT_OUT
-        }
-        kept["generations"] = [{key: value for key, value in one.items() if key not in _LEFT_OUT} for one in kept["generations"]]
+        about = {"run": self._run, "name": name, "commit": _commit()}
+        kept = about | _kept(document) | {"generations": [_kept(one) for one in document["generations"]]}
         with self._lock, self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(kept) + "\n")
+
+
+def _kept(document: Document) -> Document:
+    return {key: value for key, value in document.items() if key not in _LEFT_OUT}
 
 
 def _commit() -> str:
