@@ -99,6 +99,8 @@ async def ask_gateway(load: Load, rate: float, seconds: float) -> None:
         head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nx-babylon-agent: agent-1\r\n"
         status = 0
         with suppress(OSError, TimeoutError):
+            while free and free[-1].transport.is_closing():  # the gateway ends connections that rest
+                free.pop()
             caller = free.pop() if free else (await loop.create_connection(Caller, "127.0.0.1", GATEWAY_PORT))[1]
             request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
             status = (await asyncio.wait_for(caller.ask(request), 90))[0]

@@ -14,7 +14,7 @@ for program in buildah debootstrap; do
     exit 0
 done
 file=docs/howto/deploy/Dockerfile
-base=$(sed -n 's/^FROM \(.*\) AS build$/docker.io\/library\/\1/p' "$file")
+base=$(sed -n 's/^FROM \(python:[^ ]*\) .*/docker.io\/library\/\1/p' "$file" | head -n 1)
 place="$(state_directory)/container"
 # chroot isolation needs neither namespaces of its own nor cgroups: it works inside a container too. The network is the machine's.
 export BUILDAH_ISOLATION=chroot

@@ -43,6 +43,7 @@ TEMPERATURE = 0.0
 PLAYER_ID = "player"  # the same id for all players, so that luck by id is the same
 CONCURRENCY, GATE_CONCURRENCY = 8, 24  # runs of models at once; at the gate a first look's, by default
 UPDATES_PER_RUN = 20
+MARKETS = "market"  # names of the threads that play models' runs begin so
 DECISIONS = "decisions"
 Make = Callable[[Snapshot, Path | None], AgentFactory]
 _LOG = logging.getLogger("babylon_rl.evaluation")
@@ -224,7 +225,7 @@ def play(
         return result
 
     asking = [place for place, job in enumerate(jobs) if job.player.role == MODEL]
-    with ThreadPoolExecutor(max(1, min(concurrency, len(asking) or 1))) as pool:
+    with ThreadPoolExecutor(max(1, min(concurrency, len(asking) or 1)), MARKETS) as pool:
         futures: dict[Future[Outcome], int] = {}
         try:
             futures = {pool.submit(outcome_of, jobs[place]): place for place in asking}

@@ -14,9 +14,10 @@ from typing import Any
 
 from babylon_rl.automation.cleanup import clean_up
 from babylon_rl.errors import DatabaseUnreachable, ModelUnavailable
-from babylon_rl.evaluation.benchmark import record_release
+from babylon_rl.evaluation.benchmark import evaluate_batch, record_release
 from babylon_rl.evaluation.gate import FAIL, INCONCLUSIVE, PASS
 from babylon_rl.judge.scoring import score_windows
+from babylon_rl.models.server_process import Serving
 from babylon_rl.recorder import TrajectoryRecorder
 from babylon_rl.recorder.writer import BackgroundWriter
 from babylon_rl.serving.call_entry import CallEntry
@@ -50,13 +51,17 @@ WORDS = ("buy", "sell", "hold")
 
 @dataclass(frozen=True)
 class Scene:
-    """What an actor needs: ``windows`` are the hours that were played, ``calls`` served answers to record, ``draw`` chooses for it."""
+    """What an actor needs: ``windows`` are the hours that were played, ``calls`` served answers to record, ``draw`` chooses for it.
+
+    ``serving`` serves versions for the gate; None where they cannot be played.
+    """
 
     settings: Settings
     now: datetime
     windows: tuple[str, ...]
     draw: int
     calls: tuple[dict[str, Any], ...] = ()
+    serving: Serving | None = None
 
     @property
     def complete(self) -> list[str]:
@@ -177,10 +182,12 @@ def train(life: Life, scene: Scene) -> None:
 
 
 def decide(life: Life, scene: Scene) -> None:
-    """Trained versions get a report, which is drawn here, and the decision and candidate that follow from it."""
+    """Trained versions get a report, and the decision and candidate that follow from it. A report is drawn where no version can play."""
     connection = life.connect()
     for batch_id in undecided_batches(connection, scene.now):
-        if read_report(connection, batch_id) is None:
+        if scene.serving is not None:
+            evaluate_batch(connection, batch_id, scene.settings, lambda _: None, clock=lambda: scene.now, serving=scene.serving)
+        elif read_report(connection, batch_id) is None:
             model = model_of_batch(connection, batch_id)
             assert model is not None
             connection.commit()

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from babylon_rl.evaluation.play import MARKETS
 from babylon_rl.store.database import Database
 from babylon_rl_tests.faults.boundaries import FUSE, Died, MortalConnection
 
@@ -90,6 +91,8 @@ class Life:
 
     def reach(self, boundary: str) -> None:
         """Pass a boundary, or meet a fault there."""
+        if threading.current_thread().name.startswith(MARKETS):
+            return  # many at once: the order of their files of decisions is the scheduler's, not the seed's
         if self.dead:
             raise Died(boundary)
         waits = self.beside and boundary.startswith(_ASKS_FOR_A_LEASE) and _ASKS_FOR_A_LEASE in "".join(self.passed[-8:])

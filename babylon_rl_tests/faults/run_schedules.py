@@ -23,6 +23,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
+from babylon_rl_tests.evaluation.endpoint import endpoint
 from babylon_rl_tests.faults.simulation import Broken, CountedJudge, Schedule, Site, make_settings, trainer_of
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.memory import quick_directory
@@ -86,10 +87,13 @@ def site(server: str, trainers: set[str]) -> Iterator[Site]:
     with ExitStack() as stack:
         at = judge_site(judge := stack.enter_context(judging()))
         if trainers != {"dry"}:
+            from babylon_rl.reporting.plots import new_figure
             from babylon_rl_tests.tiny_model import make_base
 
+            new_figure(1.0, 1.0, 80)  # matplotlib makes its cache, once, outside of any life
             tokenizer = base_tokenizer()
             bases = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            at.models = stack.enter_context(endpoint())
             at.stand_in = stack.enter_context(standing_in(Service(len(tokenizer)), Chat(tokenizer)))
             at.settings = make_settings(judge.url, make_base(bases / "tiny"), at.stand_in.url, write_base(bases / "service"))
             with copied(server, "played") as url:

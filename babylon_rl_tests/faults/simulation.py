@@ -1,8 +1,9 @@
 """Schedules of the whole loop under faults: drawn from a seed, checked after every step, repeated by the same seed.
 
 Actors (actors.py) run one at a time against a real Postgres, the scripted judge and, by the seed, the dry trainer, the CPU trainer on the
-tiny model or the stand-in of the training service. The gate's reports are drawn, as playing its markets takes minutes; what follows from
-them is the product's. At the end all faults cease, everything is run to its end, and nothing may be missing. ``make faults`` runs 1,000.
+tiny model or the stand-in of the training service. Versions of the CPU trainer play the gate's markets, with a stand-in for the model
+server; the gate's reports on the others are drawn, as these have no weights to play with. At the end all faults cease, everything is run to
+its end, and nothing may be missing. ``make faults`` runs 1,000.
 """
 
 import json
@@ -23,6 +24,7 @@ from babylon_rl.store.connection import connect
 from babylon_rl.store.judge_inputs import keep_secret
 from babylon_rl.training.freezing import count_freezable
 from babylon_rl.windows import HOUR, window_of
+from babylon_rl_tests.evaluation.endpoint import Endpoint, Rule, alternates, hold, reads_news, reads_wrongly
 from babylon_rl_tests.faults import actors
 from babylon_rl_tests.faults.actors import AGENTS, Actor, Scene
 from babylon_rl_tests.faults.lives import Fault, FaultKind, Life, killed
@@ -50,6 +52,7 @@ ACTORS: dict[str, tuple[Actor, int, int]] = {
     "giver-up": (actors.give_up, 1, 8),
     "other producer": (actors.take_number, 1, 3),
 }
+PLAYED = 400  # boundaries of a gate that plays its markets
 # Places of an actor where most is at stake, which are drawn more often.
 STAKES: dict[str, tuple[str, ...]] = {
     "judge": ("INSERT INTO babylon_rl.judge_leases", "WITH given AS MATERIALIZED"),
@@ -108,6 +111,17 @@ class Broken(AssertionError):
     """An invariant does not hold; the message has the story of the schedule."""
 
 
+class Skills(dict[str, Rule]):
+    """How well versions of a schedule play; the base trades without a view."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(base=alternates)
+        self._seed = seed
+
+    def __missing__(self, version: str) -> Rule:
+        return Random(f"{self._seed}/{version}").choice([reads_news, reads_news, reads_wrongly, hold])
+
+
 class CountedJudge:
     """The scripted judge, and how many answers it has given in a schedule."""
 
@@ -130,11 +144,12 @@ class CountedJudge:
 
 @dataclass
 class Site:
-    """The services of all schedules: judge, training service, and what each kind of trainer needs."""
+    """The services of all schedules: judge, training service, model server, and what each kind of trainer needs."""
 
     judge: CountedJudge
     settings: dict[str, Settings]
     stand_in: StandIn | None = None
+    models: Endpoint | None = None
     calls: tuple[dict[str, Any], ...] = ()
 
 
@@ -169,6 +184,8 @@ class Schedule:
         self.error_of: dict[str, BaseException | None] = {}  # of each actor's last life
         self.in_flight = 0  # an answer that a paused actor may have and has not stored
         self.site.judge.begin(self.seed)
+        if self.site.models is not None:
+            self.site.models.rules = Skills(self.seed)
         if self.site.stand_in is not None:
             service = self.site.stand_in.service
             service.models.clear()
@@ -266,12 +283,14 @@ class Schedule:
 
     def _place(self, name: str) -> int:
         """A boundary that the actor passes, if it has something to do; early ones as often as late ones."""
-        most = ACTORS[name][2]
+        most = PLAYED if name == "gate" and self.trainer == "cpu" else ACTORS[name][2]
         return self.chance.choice([self.chance.randint(1, most), round(most ** self.chance.random())])
 
     def _scene(self) -> Scene:
         windows = tuple(sorted(set(self.windows)))
-        return Scene(self.world.settings, self.now, windows, self.chance.getrandbits(32), self.site.calls if self.trainer == "paid" else ())
+        draw, calls = self.chance.getrandbits(32), self.site.calls if self.trainer == "paid" else ()
+        serving = self.site.models.serving if self.trainer == "cpu" and self.site.models is not None else None
+        return Scene(self.world.settings, self.now, windows, draw, calls, serving)
 
     def _life(self, name: str, faults: Sequence[Fault], *, beside: bool = False) -> Life:
         actor, scene = ACTORS[name][0], self._scene()
@@ -382,6 +401,13 @@ class Schedule:
         if not self.in_flight:
             self.lost_answers = lost + twice  # each death allows for one, not for one later
         self._check_jobs()
+        self._check_gate()
+
+    def _check_gate(self) -> None:
+        if self.trainer == "cpu" and self.site.models is not None:
+            passed = rows(self.world, """SELECT "version" FROM babylon_rl.releases WHERE "decision" = 'pass'""")
+            worse = [version for (version,) in passed if self.site.models.rules[version] is not reads_news]
+            assert not worse, f"versions that play no better passed: {worse}"
 
     def _check_jobs(self) -> None:
         if self.trainer != "paid" or self.site.stand_in is None:
@@ -428,6 +454,9 @@ class Schedule:
         barred = sum(ready.not_trainable.values()) + (ready.trajectories if waits else 0)
         ((total, used),) = rows(self.world, 'SELECT count(*), count(*) FILTER (WHERE "usedInTraining") FROM trajectories')
         self.counts["trajectories"] = total
+        if self.trainer == "cpu":
+            for decision, versions in rows(self.world, 'SELECT "decision", count(*) FROM babylon_rl.releases GROUP BY 1'):
+                self.counts[f"{decision} by play"] = versions
         self.counts["trained trajectories"] = used
         assert used + barred == total, f"{total} trajectories: {used} trained, {ready}"
 
@@ -456,7 +485,7 @@ def make_settings(
     }  # fmt: skip
     trainers: dict[str, dict[str, Any]] = {
         "dry": {"train_rl_local": True, "local_base_model": "dry"},
-        "cpu": {"train_rl_local": True, "local_base_model": str(tiny_base), "warmup_steps": 0},
+        "cpu": {"train_rl_local": True, "local_base_model": str(tiny_base), "warmup_steps": 0, "benchmark_markets": 12},
         "paid": {
             "train_rl_local": False, "local_base_model": None, "wandb_api_key": SecretStr("x"), "serverless_base_url": service_url,
             "base_model": str(service_base),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.store.database import Database
-from babylon_rl_tests.faults.run_schedules import judge_site, quiet, run_schedule, trainer_of
+from babylon_rl_tests.faults import run_schedules
+from babylon_rl_tests.faults.run_schedules import copied, judge_site, own_server, quiet, run_schedule, trainer_of
 from babylon_rl_tests.faults.simulation import Broken, Schedule, Site
 from babylon_rl_tests.judge.scripted_server import judging
 
@@ -32,6 +33,12 @@ def test_schedules_lose_and_repeat_nothing(site: Site, copy_of: Callable[[str], 
 def test_a_seed_repeats_its_schedule(site: Site, copy_of: Callable[[str], Database]) -> None:
     first, again = (run_schedule(3, site, copy_of("migrated").url) for _ in range(2))
     assert first.story == again.story
+
+
+def test_versions_of_the_cpu_trainer_play_the_gates_markets() -> None:
+    with own_server() as server, run_schedules.site(server, {"cpu"}) as at, quiet(), copied(server, "schedule") as url:
+        counts = run_schedule(49, at, url).counts
+    assert counts["pass by play"] and counts["fail by play"]
 
 
 @pytest.mark.parametrize(
