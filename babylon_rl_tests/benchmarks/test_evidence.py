@@ -147,7 +147,7 @@ def test_the_page_gives_every_seed_and_both_intervals_of_their_mean() -> None:
 
 def test_the_page_names_the_game_of_the_first_generations() -> None:
     told = page(RESULTS, "players.png", "curve.png", "amounts", first=("posts", 2))
-    assert "--game amounts --begin posts:2`" in told and "The first 2 generations play posts" in told
+    assert "--game amounts --generations 3 --begin posts:2`" in told and "The first 2 generations play posts" in told
     assert "--begin" not in page(RESULTS, "players.png", "curve.png", "amounts")
     with pytest.raises(ArgumentTypeError, match="posts:2"):
         evidence.beginning("posts")

@@ -26,6 +26,7 @@ from benchmarks.evidence.results import (
 )
 
 COLUMNS = ("seed", "generation", "player", "P&L", "over the base", "over its parent", "expected", "of the ceiling", "HOLD", "gate, markets")
+GENERATIONS = 5  # unless others are asked for
 NEAR = 0.9  # of the ceiling
 WANTED_USD = (50, 100, 200)  # improvements an hour for which the page says how many markets show them
 
@@ -72,11 +73,11 @@ def page(
     ``players`` and ``curve`` are the file names of its plots. ``ungated`` are results without the gate by seed, of seeds that went on
     otherwise. ``first`` is another game with the number of first generations that play it.
     """
-    begin, other = "", ""
-    if first is not None:
-        begin = f" --begin {first[0]}:{first[1]}"
-        other = f"The first {first[1]} generations play {first[0]}, in the gate too; in the tables all play {game}.\n"
     generations, markets = len(results[0]["generations"]), base_of(results[0])["markets"]
+    asked, other = "" if generations == GENERATIONS else f" --generations {generations}", ""
+    if first is not None:
+        asked += f" --begin {first[0]}:{first[1]}"
+        other = f"The first {first[1]} generations play {first[0]}, in the gate too; in the tables all play {game}.\n"
     minutes = max(result["processorSeconds"] for result in results) / 60
     without = [_failure(point) for result in results for point in points(result)[1:] if point.row is None]
     unusable = sum(row["invalid"] for result in results for row in result["standings"])
@@ -84,8 +85,8 @@ def page(
     at = f" (at {made_at})" if made_at else ""
     return f"""# Evidence in the game {game}
 
-Made by `python -m benchmarks.evidence --game {game}{begin}`{at}: {generations} generations with each of {len(results)} seeds,
-up to {minutes:.0f} minutes of processor time a seed.
+Made by `python -m benchmarks.evidence --game {game}{asked}`{at}: {generations} generation{"s" * (generations > 1)}
+with each of {len(results)} seeds, up to {minutes:.0f} minutes of processor time a seed.
 In each generation agents play {results[0]["windows"]} new hours, the hours are judged, a version is trained from the newest one
 that the gate did not refuse (at first from the base), and it plays the benchmark.
 {other}
