@@ -55,14 +55,14 @@ def _measured(url: str, attacks: Sequence[Attack], settings: Settings) -> list[A
 
 
 def _row(name: str, found: Sequence[Attempt]) -> str:
-    counts = [
-        sum(one.flagged for one in found),
-        sum(one.own_before > 0 for one in found),
-        sum(one.own_after > 0 for one in found),
-        sum(one.others_before > 0 for one in found),
-        sum(one.others_after > 0 for one in found),
-    ]
-    return f"| {name}, {len(found)} | {' | '.join(map(str, counts))} |"
+    gains = [[getattr(one, part) for one in found] for part in ("own_before", "own_after", "others_before", "others_after")]
+    return f"| {name}, {len(found)} | {sum(one.flagged for one in found)} | {' | '.join(map(_gained, gains))} |"
+
+
+def _gained(gains: Sequence[float]) -> str:
+    """How many gained, and their mean."""
+    above = [gain for gain in gains if gain > 0]
+    return f"{len(above)}, {sum(above) / len(above):+.2f} on average" if above else "0"
 
 
 if __name__ == "__main__":
