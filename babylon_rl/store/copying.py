@@ -33,6 +33,11 @@ _SAME_TEXT = "".join(f"SET LOCAL {name} = '{value}'; " for name, value in _FORM.
 _NO_TIME_LIMITS = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
 # pg_dump 17 and newer sets this; servers before 17 do not know it.
 _OF_17 = b"SET transaction_timeout = 0;\n"
+# Postgres prints a jsonpath without brackets that it needs: the copy of the column would compute another value. Of whole lines, which no
+# row of a table is.
+_PATH = b"jsonb_path_exists(answers, 'strict $[*]?(%b > 0.000001)'::jsonpath)"
+_DIFFER = b"\n    differ boolean GENERATED ALWAYS AS (" + _PATH + b") STORED NOT NULL\n"
+_PRINTED, _MEANT = _DIFFER % b"@[2] - $[0][2].abs()", _DIFFER % b"(@[2] - $[0][2]).abs()"
 _BLOCK = 1024 * 1024
 _OWN_RELATIONS = """
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -154,13 +159,23 @@ def fill(target: Database, script: Iterable[bytes], contents: Contents) -> None:
         with suppress(BrokenPipeError):  # psql has ended, and says why below
             child.stdin.write(begin.encode())
             # Raises where the script is not whole: psql is killed before it has read COMMIT.
-            for block in script:
+            for block in _with_brackets(script):
                 child.stdin.write(block)
             comparisons = "".join(_comparison(table, content) for table, content in contents.items())
             child.stdin.write(f"{_SAME_TEXT}{comparisons}COMMIT;\n".encode())
             child.stdin.close()
         if child.wait():
             raise DatabaseError(f"The database at {target.address} cannot be filled, and is as it was: {_complaint(errors)}.")
+
+
+def _with_brackets(script: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for block in script:
+        text = (rest + block).replace(_PRINTED, _MEANT)
+        end = max(0, len(text) - len(_PRINTED) + 1)  # of this block alone: what follows may be the beginning of the line
+        rest = text[end:]
+        yield text[:end]
+    yield rest
 
 
 def _comparison(table: str, content: str) -> str:
