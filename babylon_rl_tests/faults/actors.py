@@ -30,7 +30,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import read_report, undecided_batches, write_report
 from babylon_rl.store.observation import trajectory_versions
 from babylon_rl.store.registry import model_of_batch
-from babylon_rl.store.releases import ON_TRIAL, read_rollouts, read_routing
+from babylon_rl.store.releases import ON_TRIAL, RoutingTable, read_rollouts, read_routing
 from babylon_rl.training.backends.protocol import Trainer
 from babylon_rl.training.backends.serverless.runner import Times
 from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
@@ -77,13 +77,15 @@ def record(life: Life, scene: Scene, window: str | None = None) -> None:
     chance, numbers = Random(scene.draw), itertools.count(scene.draw * 10_000)
     writer = BackgroundWriter(lambda: life.connect(autocommit=True), room=1000, patience_s=0.1)
     moment = window_start(window) + timedelta(minutes=5)
+    table = read_routing(life.connect(autocommit=True))
     recorder = TrajectoryRecorder(writer.put, lambda: str(10**17 + next(numbers)), lambda: moment)
     try:
         for agent, row in itertools.product(AGENTS, range(ROWS)):
             begun = recorder.start_trajectory(agent, window=window)
             pnl = chance.uniform(-50.0, 50.0)
             recorder.start_step(begun, balance=1000.0, pnl=0.0, open_positions=0)
-            recorder.llm_call(begun, **_call(scene, chance, f"{window} {agent} {row}"))
+            call = _call(scene, chance, f"{window} {agent} {row}")
+            recorder.llm_call(begun, **call, model_version=_version(table, scene, agent))
             moment += timedelta(seconds=20)
             recorder.complete_step(begun, "TRADING_DECISION", {"side": "YES"}, success=True, reward=pnl)
             recorder.end_trajectory(begun, balance=1000.0 + pnl, pnl=pnl)
@@ -112,6 +114,14 @@ def _call(scene: Scene, chance: Random, said: str) -> dict[str, Any]:
     return {"model": "base", "messages": messages, "response": answer, "temperature": 0.7, "max_tokens": 9}
 
 
+def _version(table: RoutingTable, scene: Scene, agent: str) -> str | None:
+    """The version that the gateway has answer an agent; None for the base."""
+    try:
+        return route(table, scene.settings, None, agent).version
+    except ModelUnavailable:
+        return None
+
+
 def record_late(life: Life, scene: Scene) -> None:
     """Rows of an earlier hour arrive."""
     record(life, scene, Random(scene.draw).choice(scene.windows))
@@ -121,10 +131,7 @@ def call_gateway(life: Life, scene: Scene) -> None:
     """Calls of agents: routed, and recorded in the spool."""
     connection, log = life.connect(autocommit=True), CallLog(scene.settings)
     for number, agent in enumerate(AGENTS):
-        try:
-            version = route(read_routing(connection), scene.settings, None, agent).version
-        except ModelUnavailable:
-            version = None
+        version = _version(read_routing(connection), scene, agent)
         moment = round((scene.now - datetime(1970, 1, 1)).total_seconds() * 1000)
         answer = b'{"model": "m", "choices": [{"index": 0, "message": {"content": "hold"}, "finish_reason": "stop"}]}'
         entry = CallEntry(

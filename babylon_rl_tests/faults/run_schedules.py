@@ -5,6 +5,7 @@ Finished seeds are kept in the state directory, under a digest of the code that 
 
 import argparse
 import hashlib
+import itertools
 import json
 import logging
 import sys
@@ -12,19 +13,20 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from pydantic import SecretStr
 
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.evaluation.endpoint import endpoint
-from babylon_rl_tests.faults.simulation import Broken, CountedJudge, Schedule, Site, make_settings, trainer_of
+from babylon_rl_tests.faults.simulation import Broken, CountedJudge, Schedule, Site, trainer_of
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.memory import quick_directory
 from babylon_rl_tests.training import remote_play
@@ -76,6 +78,27 @@ def quiet() -> Iterator[None]:
         threading.excepthook = told
 
 
+def make_settings(
+    judge_url: str, tiny_base: Path | None = None, service_url: str | None = None, service_base: Path | None = None
+) -> dict[str, Settings]:
+    """Settings by trainer; defaults else, whatever the environment says."""
+    defaults = Settings(_env_file=None, **{name: field.default for name, field in Settings.model_fields.items()})
+    common = {
+        "judge_model": "openai/scripted", "judge_base_url": judge_url, "judge_timeout_seconds": 10.0, "judge_disagreement": 1.0,
+        "judge_concurrency": 1, "min_agents_per_window": 2, "min_actions_per_trajectory": 1, "iterations": 2, "epochs": 1,
+        "windows_per_iteration": 1, "checkpoints_kept": 2, "lookback_hours": 24 * 60, "use_rl_model": True,
+    }  # fmt: skip
+    trainers: dict[str, dict[str, Any]] = {
+        "dry": {"train_rl_local": True, "local_base_model": "dry"},
+        "cpu": {"train_rl_local": True, "local_base_model": str(tiny_base), "warmup_steps": 0, "benchmark_markets": 12},
+        "paid": {
+            "train_rl_local": False, "local_base_model": None, "wandb_api_key": SecretStr("x"), "serverless_base_url": service_url,
+            "base_model": str(service_base),
+        },
+    }  # fmt: skip
+    return {name: defaults.model_copy(update=common | changes) for name, changes in trainers.items()}
+
+
 def judge_site(judge: Judge) -> Site:
     """What schedules with the dry trainer need."""
     return Site(CountedJudge(judge), make_settings(judge.url))
@@ -94,12 +117,18 @@ def site(server: str, trainers: set[str]) -> Iterator[Site]:
             tokenizer = base_tokenizer()
             bases = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             at.models = stack.enter_context(endpoint())
-            at.stand_in = stack.enter_context(standing_in(Service(len(tokenizer)), Chat(tokenizer)))
+            at.stand_in = stack.enter_context(standing_in(Service(len(tokenizer), clock=_clock_of_requests()), Chat(tokenizer)))
             at.settings = make_settings(judge.url, make_base(bases / "tiny"), at.stand_in.url, write_base(bases / "service"))
             with copied(server, "played") as url:
                 remote_play.TEMPLATES["played"][1](url)
                 at.calls = _served_calls(url)
         yield at
+
+
+def _clock_of_requests() -> Callable[[], float]:
+    """A clock that a look moves on by 1/64 s: how far a job is then hangs on its requests alone, which a seed repeats."""
+    looks = itertools.count()
+    return lambda: next(looks) / 64
 
 
 def _served_calls(url: str) -> tuple[dict[str, Any], ...]:

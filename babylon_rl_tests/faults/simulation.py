@@ -6,7 +6,7 @@ server; the gate's reports on the others are drawn, as these have no weights to 
 its end, and nothing may be missing. ``make faults`` runs 1,000.
 """
 
-import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,6 @@ from random import Random
 from typing import Any
 
 import psycopg
-from pydantic import SecretStr
 
 from babylon_rl.errors import BabylonError, NothingToTrain
 from babylon_rl.settings import Settings
@@ -28,6 +27,7 @@ from babylon_rl_tests.evaluation.endpoint import Endpoint, Rule, alternates, hol
 from babylon_rl_tests.faults import actors
 from babylon_rl_tests.faults.actors import AGENTS, Actor, Scene
 from babylon_rl_tests.faults.lives import Fault, FaultKind, Life, killed
+from babylon_rl_tests.faults.public_tables import OTHERS_TRAJECTORY, PublicTables, insert_rows_of_others
 from babylon_rl_tests.faults.world import FOREIGN_ROWS, World, check, rows
 from babylon_rl_tests.judge.scripted_server import Judge
 from babylon_rl_tests.rows import START, insert
@@ -69,26 +69,15 @@ KILLABLE = ("hours", "judge", "freezer", "trainer", "gate", "writer of calls", "
 KINDS: tuple[FaultKind, ...] = ("dies", "dies", "loses its connections", "loses a commit's answer", "finds the disk full")
 # Shares of the judge's answers; a client waits in real time after those of the connection, so that these are rare.
 JUDGE_FAULTS = {
-    "server-error": 0.03, "reset": 0.03, "reset-mid-body": 0.03, "web-page": 0.03, "missing-id": 0.2, "duplicate-id": 0.2, "nan": 0.2,
-    "out-of-range": 0.2, "truncated": 0.2, "empty": 0.2, "refusal": 0.2,
+    "server-error": 0.03, "reset": 0.03, "reset-mid-body": 0.03, "web-page": 0.03, "slow-stream": 0.1, "time-out": 0.1,
+    "missing-id": 0.2, "duplicate-id": 0.2, "nan": 0.2, "out-of-range": 0.2, "truncated": 0.2, "empty": 0.2, "refusal": 0.2,
 }  # fmt: skip
+# A slow answer comes well within the judge's time limit, which is short only where an answer may not come at all.
+SLOW_S, SHORT_LIMIT_S = 0.4, 3.0
 POST_FAULTS = ("429", "drop_after", "reset_after", "500_after", "garbled_after")
 JOB_FAULTS = ("zero", "fails", "nan", "no_step", "steps_but_fails")
 SURVIVED = (BabylonError, psycopg.Error, OSError)
 
-# Rows of others in public: all tables but those of results, each row without the columns that the contract gives to the pipeline.
-_ROWS = """
-SELECT 'trajectories ' || "trajectoryId",
-md5((to_jsonb(t) - '{aiJudgeReward,aiJudgeReasoning,judgedAt,usedInTraining,trainedInBatch}'::text[])::text)
-FROM public.trajectories t
-UNION ALL SELECT 'llm_call_logs ' || "callId", md5(t::text) FROM public.llm_call_logs t
-UNION ALL SELECT 'User ' || id, md5(t::text) FROM public."User" t
-"""
-_OWN_TABLES = ("trajectories", "llm_call_logs", "User", "reward_judgments", "training_batches", "trained_models", "market_outcomes")
-_COLUMNS = """
-SELECT table_name, column_name, data_type, column_default FROM information_schema.columns
-WHERE table_schema = 'public' ORDER BY 1, ordinal_position
-"""
 _HALF_JUDGED = """
 SELECT "window" FROM babylon_rl.group_scores g
 WHERE (SELECT count(*) FROM babylon_rl.episode_scores s WHERE s."window" = g."window") <> g."groupSize"
@@ -101,10 +90,27 @@ SELECT "version" FROM babylon_rl.rollouts o WHERE "state" IN ('candidate', 'roll
 AND NOT EXISTS (SELECT FROM babylon_rl.releases r WHERE r."version" = o."version" AND r."decision" = 'pass')
 """
 _DEAD_LEASES = r"""UPDATE babylon_rl.judge_leases SET "holder" = regexp_replace("holder", '/[0-9]+[.][0-9]+/', '/0.00/')"""
+_EXPIRED_LEASES = """UPDATE babylon_rl.judge_leases SET "holder" = 'elsewhere/1/0.00/1', "seenAt" = %s - interval '1 minute'"""
 _ANSWERS = """
 SELECT count(*), count(*) FILTER (WHERE "retired" AND cardinality("faults") = 0) FROM babylon_rl.judge_requests
 """
-_SEVERAL = "SELECT count(*) FILTER (WHERE status = 'deployed') FROM public.trained_models"
+_UNJUDGED = """
+SELECT "window", "state" FROM babylon_rl.windows w WHERE w."usableEpisodes" > 1
+AND NOT EXISTS (SELECT FROM babylon_rl.group_scores g WHERE g."window" = w."window")
+AND NOT EXISTS (SELECT FROM babylon_rl.judge_quarantine q WHERE q."window" = w."window")
+UNION ALL SELECT "window", 'pending' FROM babylon_rl.judge_pending
+UNION ALL SELECT "window", 'leased' FROM babylon_rl.judge_leases
+"""
+_DEPLOYED = "SELECT version FROM public.trained_models WHERE status = 'deployed'"
+
+_TRAINED_OF_VERSIONS = """
+SELECT count(*) FROM public.trajectories t WHERE "usedInTraining" AND EXISTS (SELECT FROM public.llm_call_logs l
+JOIN babylon_rl.rollouts r ON l.metadata::jsonb ->> 'modelVersion' = r."version"
+WHERE l."trajectoryId" = t."trajectoryId" AND r."state" IN ('released', 'superseded', 'rolled_back'))
+"""
+_TRAINED = """SELECT count(*), count(*) FILTER (WHERE "usedInTraining") FROM public.trajectories WHERE "trajectoryId" <> %s"""
+
+_OF_THIS_RUN = re.compile(r"tmp\w{8}|[0-9a-f]{5,}")
 
 
 class Broken(AssertionError):
@@ -126,11 +132,12 @@ class CountedJudge:
     """The scripted judge, and how many answers it has given in a schedule."""
 
     def __init__(self, judge: Judge) -> None:
-        self._judge, self._before, self.seed, self.failing = judge, 0, 0, False
+        self._judge, self._before, self.seed = judge, 0, 0
+        self.faults: Sequence[str] = ()
 
     def begin(self, seed: int) -> None:
         self._judge.reset(seed=seed)
-        self.seed, self._before, self.failing = seed, 0, False
+        self.seed, self._before, self.faults = seed, 0, ()
 
     def answered(self) -> int:
         return self._before + int(self._judge.stats()["answered"])
@@ -138,8 +145,8 @@ class CountedJudge:
     def fail(self, faults: Sequence[str]) -> None:
         """From now on some answers have these faults; without any it is well again."""
         self._before = self.answered()
-        self._judge.reset(seed=self.seed, faults={fault: JUDGE_FAULTS[fault] for fault in faults})
-        self.failing = bool(faults)
+        self._judge.reset(seed=self.seed, slow_s=SLOW_S, faults={fault: JUDGE_FAULTS[fault] for fault in faults})
+        self.faults = faults
 
 
 @dataclass
@@ -172,13 +179,13 @@ class Schedule:
         keep_secret(self.connection, bytes(32), START)
         insert(self.connection, "User", [{"id": agent, "updatedAt": START} for agent in AGENTS])
         self.connection.execute(FOREIGN_ROWS)
+        insert_rows_of_others(self.connection, AGENTS[0])
         self.connection.commit()
         self.world = World(self.url, settings, self.connection)
         self.now, self.turn = START, 0
         self.windows = [window_of(START - HOUR)]
         self.kept: dict[str, set[str]] = {"trajectories": set(), "calls": set()}
-        self.others = self._others()
-        self.public: dict[str, str] = dict(rows(self.world, _ROWS))
+        self.public = PublicTables(self.world)
         self.lost_answers = 0  # of the judge, at most
         self.lives: list[Life] = []
         self.error_of: dict[str, BaseException | None] = {}  # of each actor's last life
@@ -188,8 +195,7 @@ class Schedule:
             self.site.models.rules = Skills(self.seed)
         if self.site.stand_in is not None:
             service = self.site.stand_in.service
-            service.models.clear()
-            service.jobs.clear()
+            service.begin()
             service.job_s, service.lag_s = 0.0, 0.0
             service.post_faults, service.job_faults = [], []
 
@@ -198,8 +204,8 @@ class Schedule:
         try:
             for _ in range(STEPS):
                 self._step()
-                self._check()
-            self._finish()
+                self.check()
+            self.finish()
         except Exception as broken:
             raise Broken("\n".join([*self.story, f"{type(broken).__name__}: {broken}"])) from broken
         finally:
@@ -212,7 +218,12 @@ class Schedule:
         """Some actors, one after another, without faults."""
         for name in names:
             self._live(name, [])
-            self._check()
+            self.check()
+
+    def next_hour(self) -> None:
+        """The game plays on to the next full hour."""
+        self.now = self.now.replace(minute=0) + HOUR
+        self.windows.append(window_of(self.now - HOUR))
 
     # --- steps
 
@@ -223,9 +234,10 @@ class Schedule:
             self.now = max(START, self.now + hours * HOUR)
             self.counts["clock jumps"] += 1
             self._tell(f"the clock jumps {hours:+g} hours")
+        self._let_leases_end()
         name = self._choose()
-        self._arm(name)
         drawn = chance.random()
+        self._arm(name, alone=drawn < 0.5)
         if drawn < 0.25:
             self._live(name, [])
         elif drawn < 0.5:
@@ -234,12 +246,11 @@ class Schedule:
             self._kill(name)
         else:
             self._live_beside(name)
-        if self.site.judge.failing:
+        if self.site.judge.faults:
             self.site.judge.fail([])
         if self.site.stand_in is not None:
             self.site.stand_in.service.post_faults, self.site.stand_in.service.job_faults = [], []
         self._let_time_pass()
-        self._mark_leases_dead()
 
     def _let_time_pass(self) -> None:
         """A post that was recorded and never sent is made after the longest time of a job, which passes here."""
@@ -254,9 +265,15 @@ class Schedule:
                 )
             self.connection.commit()
 
-    def _mark_leases_dead(self) -> None:
-        """Leases that a life left are a dead process's, as others on the machine see it; this process, which had them, lives on."""
-        self.connection.execute(_DEAD_LEASES)
+    def _let_leases_end(self) -> None:
+        """Leases that a life left are a dead process's, as others see it; this process, which had them, lives on.
+
+        Of a process of another machine only the lease's age shows that.
+        """
+        if self.chance.random() < 0.4:
+            self.counts["leases that expire"] += self.connection.execute(_EXPIRED_LEASES, [self.now]).rowcount
+        else:
+            self.connection.execute(_DEAD_LEASES)
         self.connection.commit()
 
     def _choose(self) -> str:
@@ -269,8 +286,7 @@ class Schedule:
         if name == "releaser" and self.trainer == "paid":
             name = "gate"  # a service's model goes on from its newest step alone, so that nothing else is deployed there
         if name == "recorder":
-            self.now = self.now.replace(minute=0) + HOUR
-            self.windows.append(window_of(self.now - HOUR))
+            self.next_hour()
         return name
 
     def _faults(self, name: str) -> list[Fault]:
@@ -290,7 +306,10 @@ class Schedule:
         windows = tuple(sorted(set(self.windows)))
         draw, calls = self.chance.getrandbits(32), self.site.calls if self.trainer == "paid" else ()
         serving = self.site.models.serving if self.trainer == "cpu" and self.site.models is not None else None
-        return Scene(self.world.settings, self.now, windows, draw, calls, serving)
+        settings = self.world.settings
+        if "time-out" in self.site.judge.faults:
+            settings = settings.model_copy(update={"judge_timeout_seconds": SHORT_LIMIT_S})
+        return Scene(settings, self.now, windows, draw, calls, serving)
 
     def _life(self, name: str, faults: Sequence[Fault], *, beside: bool = False) -> Life:
         actor, scene = ACTORS[name][0], self._scene()
@@ -313,7 +332,7 @@ class Schedule:
         if first.ended:
             return self._end(first)
         self.in_flight = int(name in ("judge", "trainer"))
-        self._check()
+        self.check()
         # A judge that is silent for longer than its lease is asked twice, by design.
         if chance.random() < 0.3 and not {name, other} & {"judge", "trainer"}:
             self.now += HOUR
@@ -326,13 +345,13 @@ class Schedule:
             self._end(second)
         else:
             self.counts["waits for the other"] += 1
-        self._check()
+        self.check()
         self.in_flight = int(not second.ended and other in ("judge", "trainer"))
         first.go_on()
         self._end(first)
         if not second.ended:
-            self._check()
-            self._mark_leases_dead()
+            self.check()
+            self._let_leases_end()
             second.beside, self.in_flight = False, 0
             second.go_on()
             self._end(second)
@@ -345,10 +364,10 @@ class Schedule:
         self.lost_answers += name in ("judge", "trainer")
         self._tell(f"{name}, a process, " + (f"is killed at boundary {at}" if gone else "ends first"))
 
-    def _arm(self, name: str) -> None:
-        """The services fail too."""
+    def _arm(self, name: str, *, alone: bool) -> None:
+        """The services fail too, or are slow. With a short time limit a judge that pauses would lose an answer, so it is ``alone``."""
         if name in ("judge", "trainer") and self.chance.random() < 0.3:
-            self.site.judge.fail(self.chance.sample(list(JUDGE_FAULTS), 2))
+            self.site.judge.fail(self.chance.sample([fault for fault in JUDGE_FAULTS if alone or fault != "time-out"], 2))
             self.counts["judge with faults"] += 1
         if name == "trainer" and self.trainer == "paid" and self.site.stand_in is not None and self.chance.random() < 0.5:
             service = self.site.stand_in.service
@@ -377,21 +396,22 @@ class Schedule:
             raise life.error
 
     def _tell(self, sentence: str) -> None:
+        """Names of files hold times, process ids and chance, which another run of the seed does not repeat."""
+        here = re.compile(rf"{re.escape(str(self.home))}\S*")
+        sentence = here.sub(lambda path: _OF_THIS_RUN.sub("*", path[0].replace(str(self.home), "")), sentence)
         self.story.append(f"{self.now:%d %H:%M} {sentence}")
 
     # --- invariants
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """All that holds after every step."""
         check(self.world)
-        public = dict(rows(self.world, _ROWS))
-        changed = {name for name, row in self.public.items() if public.get(name) != row}
-        assert not changed, f"rows of others were changed or lost: {sorted(changed)[:5]}"
-        self.public = public
-        gone = {one for one in self.kept["trajectories"] if f"trajectories {one}" not in public}
+        self.public.check()
+        gone = {one for one in self.kept["trajectories"] if f"trajectories {one}" not in self.public.rows}
         assert not gone, f"recorded trajectories are lost: {sorted(gone)[:5]}"
-        assert rows(self.world, _HALF_JUDGED) == []
-        assert rows(self.world, _UNPROVEN) == []
-        assert rows(self.world, _SEVERAL)[0][0] <= 1
+        assert (half := rows(self.world, _HALF_JUDGED)) == [], f"hours are half judged: {half}"
+        assert (unproven := rows(self.world, _UNPROVEN)) == [], f"versions were released that did not pass: {unproven}"
+        assert (deployed := rows(self.world, _DEPLOYED))[1:] == [], f"several versions are deployed: {deployed}"
         # An answer that came twice is kept as retired; one with a fault may be, too, and is asked for anew.
         ((kept, twice),) = rows(self.world, _ANSWERS)
         lost = self.site.judge.answered() - kept
@@ -421,21 +441,37 @@ class Schedule:
         )  # fmt: skip
         assert all(number == 1 for number in training.values()), f"an iteration was posted twice: {training}"
 
-    def _others(self) -> dict[str, str]:
-        """Columns of public, and the content of its tables that nobody here writes."""
-        tables = [name for (name,) in rows(self.world, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
-        found = {
-            name: rows(self.world, f"""SELECT md5(coalesce(string_agg(t::text, '' ORDER BY t::text), '')) FROM public."{name}" t""")[0][0]
-            for name in tables if name not in _OWN_TABLES
-        }  # fmt: skip
-        return found | {"columns": json.dumps(rows(self.world, _COLUMNS), default=str)}
-
     # --- the end
 
-    def _finish(self) -> None:
-        """Without faults everything ends: all calls are written, all hours judged, all that can train is trained once."""
-        self.now += 50 * HOUR
+    def finish(self) -> None:
+        """Without faults everything ends, and the newest version that passed is played, and what it played is trained too."""
         self._tell("no more faults")
+        self._let_leases_end()
+        self._train_all()
+        self.act("gate", *["releaser"] * (0 if self.trainer == "paid" else 2))
+        self.next_hour()
+        self.act("gateway", "recorder")
+        waits = self._train_all()
+        assert (unjudged := rows(self.world, _UNJUDGED)) == [], f"hours are not judged: {unjudged}"
+        self.act("gate", "cleanup")
+        check(self.world, at_rest=True)
+        calls = Counter(one for (one,) in rows(self.world, 'SELECT "callId" FROM babylon_rl.gateway_calls'))
+        assert self.kept["calls"] <= set(calls), f"calls are lost: {sorted(self.kept['calls'] - set(calls))[:5]}"
+        # Every trajectory was trained, or has a reason why it never will be.
+        ready = count_freezable(self.connection, self.world.settings, self.now)
+        barred = sum(ready.not_trainable.values()) + (ready.trajectories if waits else 0)
+        ((total, used),) = rows(self.world, _TRAINED, OTHERS_TRAJECTORY)
+        self.counts["trajectories"] = total
+        if self.trainer == "cpu":
+            for decision, versions in rows(self.world, 'SELECT "decision", count(*) FROM babylon_rl.releases GROUP BY 1'):
+                self.counts[f"{decision} by play"] = versions
+        self.counts["trained trajectories"] = used
+        ((self.counts["trained trajectories of versions"],),) = rows(self.world, _TRAINED_OF_VERSIONS)
+        assert used + barred == total, f"{total} trajectories: {used} trained, {ready}"
+
+    def _train_all(self) -> bool:
+        """All calls are written, all hours judged, all that can train is trained; True if some of it waits for more episodes."""
+        self.now += 50 * HOUR
         for _ in range(3 * len(self.windows) + 5):
             self.act("writer of calls", "hours", "judge", "freezer", "trainer")
             self.now += timedelta(minutes=40)
@@ -444,21 +480,7 @@ class Schedule:
             if waits or not self._left():
                 break
         assert waits or not self._left(), f"still to do: {self._left()}"
-        self.act("gate", "cleanup")
-        check(self.world, at_rest=True)
-        calls = Counter(one for (one,) in rows(self.world, 'SELECT "callId" FROM babylon_rl.gateway_calls'))
-        assert self.kept["calls"] <= set(calls), f"calls are lost: {sorted(self.kept['calls'] - set(calls))[:5]}"
-        assert self.others == self._others()
-        # Every trajectory was trained, or has a reason why it never will be.
-        ready = count_freezable(self.connection, self.world.settings, self.now)
-        barred = sum(ready.not_trainable.values()) + (ready.trajectories if waits else 0)
-        ((total, used),) = rows(self.world, 'SELECT count(*), count(*) FILTER (WHERE "usedInTraining") FROM trajectories')
-        self.counts["trajectories"] = total
-        if self.trainer == "cpu":
-            for decision, versions in rows(self.world, 'SELECT "decision", count(*) FROM babylon_rl.releases GROUP BY 1'):
-                self.counts[f"{decision} by play"] = versions
-        self.counts["trained trajectories"] = used
-        assert used + barred == total, f"{total} trajectories: {used} trained, {ready}"
+        return waits
 
     def _left(self) -> str:
         """What is still to do, in words."""
@@ -471,24 +493,3 @@ class Schedule:
 def trainer_of(seed: int) -> str:
     """The trainer of a schedule: seven of ten have the dry one, two the paid service, one the CPU trainer."""
     return {7: "paid", 8: "paid", 9: "cpu"}.get(seed % 10, "dry")
-
-
-def make_settings(
-    judge_url: str, tiny_base: Path | None = None, service_url: str | None = None, service_base: Path | None = None
-) -> dict[str, Settings]:
-    """Settings by trainer; defaults else, whatever the environment says."""
-    defaults = Settings(_env_file=None, **{name: field.default for name, field in Settings.model_fields.items()})
-    common = {
-        "judge_model": "openai/scripted", "judge_base_url": judge_url, "judge_timeout_seconds": 10.0, "judge_disagreement": 1.0,
-        "judge_concurrency": 1, "min_agents_per_window": 2, "min_actions_per_trajectory": 1, "iterations": 2, "epochs": 1,
-        "windows_per_iteration": 1, "checkpoints_kept": 2, "lookback_hours": 24 * 60, "use_rl_model": True,
-    }  # fmt: skip
-    trainers: dict[str, dict[str, Any]] = {
-        "dry": {"train_rl_local": True, "local_base_model": "dry"},
-        "cpu": {"train_rl_local": True, "local_base_model": str(tiny_base), "warmup_steps": 0, "benchmark_markets": 12},
-        "paid": {
-            "train_rl_local": False, "local_base_model": None, "wandb_api_key": SecretStr("x"), "serverless_base_url": service_url,
-            "base_model": str(service_base),
-        },
-    }  # fmt: skip
-    return {name: defaults.model_copy(update=common | changes) for name, changes in trainers.items()}

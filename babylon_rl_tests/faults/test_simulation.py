@@ -1,19 +1,26 @@
 """A sample of the simulation's schedules (simulation.py); ``make faults`` runs a thousand."""
 
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from babylon_rl.errors import CheckpointError
 from babylon_rl.store.database import Database
 from babylon_rl_tests.faults import run_schedules
 from babylon_rl_tests.faults.run_schedules import copied, judge_site, own_server, quiet, run_schedule, trainer_of
-from babylon_rl_tests.faults.simulation import Broken, Schedule, Site
+from babylon_rl_tests.faults.simulation import Schedule, Site
 from babylon_rl_tests.judge.scripted_server import judging
 
 pytestmark = pytest.mark.long
 SEEDS = [seed for seed in range(11) if trainer_of(seed) == "dry"]
+CPU_SEED, PAID_SEED = 9, 7
+
+_TIMED = re.compile(r"(?<=^.{9}trainer ends) after \d+ boundaries")  # it writes heartbeats and progress by the clock
 
 
 @pytest.fixture
@@ -28,6 +35,7 @@ def test_schedules_lose_and_repeat_nothing(site: Site, copy_of: Callable[[str], 
     for seed in SEEDS:
         counts += run_schedule(seed, site, copy_of("migrated").url).counts
     assert counts["dies"] > 5 and counts["two at once"] > 5 and counts["SIGKILL"] > 0 and counts["clock jumps"] > 5
+    assert counts["trained trajectories of versions"] > 0
 
 
 def test_a_seed_repeats_its_schedule(site: Site, copy_of: Callable[[str], Database]) -> None:
@@ -35,26 +43,87 @@ def test_a_seed_repeats_its_schedule(site: Site, copy_of: Callable[[str], Databa
     assert first.story == again.story
 
 
-def test_versions_of_the_cpu_trainer_play_the_gates_markets() -> None:
-    with own_server() as server, run_schedules.site(server, {"cpu"}) as at, quiet(), copied(server, "schedule") as url:
-        counts = run_schedule(49, at, url).counts
-    assert counts["pass by play"] and counts["fail by play"]
+def test_schedules_with_the_cpu_trainer_and_with_the_service_repeat() -> None:
+    counts: Counter[str] = Counter()
+    with own_server() as server, run_schedules.site(server, {"cpu", "paid"}) as at, quiet():
+        for seed in (CPU_SEED, PAID_SEED):
+            stories = []
+            for _ in range(2):
+                with copied(server, "schedule") as url:
+                    schedule = run_schedule(seed, at, url)
+                stories.append([_TIMED.sub("", sentence) for sentence in schedule.story])
+            assert stories[0] == stories[1]
+            counts += schedule.counts
+    assert counts["pass by play"] and counts["fail by play"] and counts["training service with faults"]
 
 
-@pytest.mark.parametrize(
-    ("harm", "says"),
-    [
-        ("DELETE FROM trajectories WHERE \"trajectoryId\" = (SELECT min(\"trajectoryId\") FROM trajectories)", "changed or lost"),
-        ('UPDATE trajectories SET "totalReward" = 7', "changed or lost"),
-        ('UPDATE trajectories SET "usedInTraining" = TRUE, "trainedInBatch" = \'b\'', "AssertionError"),
-        ("UPDATE trained_models SET status = 'deployed', \"trainingBatch\" = NULL", "AssertionError"),
-        ('DELETE FROM babylon_rl.judge_requests', "answers lost"),
-    ],
-)  # fmt: skip
-def test_each_invariant_is_seen_to_break(site: Site, copy_of: Callable[[str], Database], tmp_path: Path, harm: str, says: str) -> None:
+@pytest.fixture
+def trained(site: Site, copy_of: Callable[[str], Database], tmp_path: Path) -> Iterator[Schedule]:
+    """Two hours without faults, each trained to a version of its own, and one that is not judged yet."""
     schedule = Schedule(1, site, copy_of("migrated").url, tmp_path, "dry")
-    schedule.act("recorder", "hours", "judge")
-    schedule.connection.execute(harm)
-    schedule.connection.commit()
-    with pytest.raises(Broken, match=says):
-        schedule.run()
+    with closing(schedule.connection):
+        for _ in range(2):
+            schedule.next_hour()
+            schedule.act("recorder", "hours", "judge", "freezer", "trainer")
+        schedule.next_hour()
+        schedule.act("recorder")
+        yield schedule
+
+
+def cut_a_checkpoint(schedule: Schedule) -> None:
+    weights, *_ = schedule.world.checkpoints.glob("v*/adapter_model.safetensors")
+    os.truncate(weights, weights.stat().st_size // 2)
+
+
+OURS = 'version IN (SELECT "version" FROM babylon_rl.model_lineage)'
+HARMS: dict[str, str | Callable[[Schedule], None]] = {
+    "rows of others were changed or lost: ..User": "UPDATE \"User\" SET username = id",
+    "rows of others were changed or lost: ..traj": 'UPDATE trajectories SET "totalReward" = 7',
+    "lost: ..trajectories": 'DELETE FROM trajectories WHERE "windowId" = (SELECT max("windowId") FROM trajectories)',
+    "lost: ..training_batches foreign": "UPDATE training_batches SET error = 'x' WHERE id = 'foreign'",
+    "lost: ..trained_models foreign": 'UPDATE trained_models SET "totalInferences" = 1 WHERE id = \'foreign\'',
+    "lost: ..reward_judgments foreign": "UPDATE reward_judgments SET reasoning = 'x' WHERE id = 'foreign'",
+    "lost: ..market_outcomes foreign": "DELETE FROM market_outcomes WHERE id = 'foreign'",
+    "rows of no batch or trajectory: ...reward_judgments": "UPDATE reward_judgments SET \"groupId\" = 'x' WHERE id <> 'foreign'",
+    "rows of no batch or trajectory: ...training_batches": """INSERT INTO training_batches (id, "batchId", "baseModel", "modelVersion",
+        "trajectoryIds", "rewardsJson") VALUES ('nobody', 'nobody', 'x', 'v1', '[]', '[]')""",
+    "columns of public changed: ..User.age": 'ALTER TABLE "User" ADD COLUMN age int',
+    "columns of public changed: ..Question.text": 'ALTER TABLE "Question" ALTER COLUMN text DROP NOT NULL',
+    "tables .* changed: ..extra": "CREATE TABLE extra ()",
+    "tables .* changed: ..Organization'": """INSERT INTO "Organization" (id, name, description, type, "updatedAt")
+        VALUES ('o', 'o', 'o', 'company', now())""",
+    "marks and completed batches differ": """UPDATE trajectories SET "usedInTraining" = TRUE, "trainedInBatch" = 'b'
+        WHERE "trajectoryId" <> 'foreign'""",
+    "trained twice": """INSERT INTO babylon_rl.batch_items ("batchId", "window", "agentId", "trajectoryId", "position", "live", "consumed")
+        SELECT b."batchId", i."window", i."agentId", i."trajectoryId", 99, FALSE, TRUE FROM babylon_rl.batch_items i
+        JOIN babylon_rl.batches b ON b."batchId" <> i."batchId" WHERE i."consumed" LIMIT 1""",
+    "hours are half judged": """DELETE FROM babylon_rl.episode_scores WHERE "agentId" = 'agent-1'""",
+    "answers lost": "DELETE FROM babylon_rl.judge_requests",
+    "did not pass": f"UPDATE trained_models SET status = 'deployed' WHERE {OURS}",
+    "did not pass: .*v0": """INSERT INTO babylon_rl.rollouts ("version", "state", "strategy", "percentage", "createdAt", "changedAt",
+        "stepSince") SELECT max("version"), 'candidate', 'immediate', 0, now(), now(), now() FROM babylon_rl.model_lineage""",
+    "several versions are deployed": f"""UPDATE trained_models SET status = 'deployed' WHERE {OURS};
+        INSERT INTO babylon_rl.releases ("batchId", "version", "decision", "reason", "reportVersion", "decidedAt")
+        SELECT "batchId", "version", 'pass', '', '1', now() FROM babylon_rl.model_lineage""",
+    "CheckpointError|changed|damaged": cut_a_checkpoint,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("says", HARMS)
+def test_each_invariant_is_seen_to_break(trained: Schedule, says: str) -> None:
+    harm = HARMS[says]
+    if isinstance(harm, str):
+        trained.connection.execute(harm)
+        trained.connection.commit()
+    else:
+        harm(trained)
+    with pytest.raises((AssertionError, CheckpointError), match=says):
+        trained.act("observer")
+
+
+def test_a_call_that_is_lost_is_seen_at_the_end(trained: Schedule) -> None:
+    trained.act("gateway", "writer of calls")
+    trained.connection.execute("DELETE FROM babylon_rl.gateway_calls")
+    trained.connection.commit()
+    with pytest.raises(AssertionError, match="calls are lost"):
+        trained.finish()

@@ -85,7 +85,7 @@ def make_world(url: str, settings: Settings, connection: Connection, hours: int 
 
 def rows(world: World, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
     """What a query finds, outside any transaction."""
-    found = world.connection.execute(query, parameters).fetchall()
+    found = world.connection.execute(query, parameters or None).fetchall()
     world.connection.commit()
     return found
 
@@ -93,10 +93,10 @@ def rows(world: World, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
 def check(world: World, *, at_rest: bool = False) -> None:
     """What holds whatever has died: nothing trained twice or lost, no row without its checkpoint; ``at_rest``, and the other way round."""
     twice = 'SELECT "trajectoryId" FROM babylon_rl.batch_items WHERE "live" OR "consumed" GROUP BY 1 HAVING count(*) > 1'
-    assert rows(world, twice) == []
+    assert (trained_twice := rows(world, twice)) == [], f"trained twice: {trained_twice}"
     marked = rows(world, 'SELECT "trainedInBatch", "trajectoryId" FROM trajectories WHERE "usedInTraining" ORDER BY 1, 2')
     consumed = rows(world, 'SELECT "batchId", "trajectoryId" FROM babylon_rl.batch_items WHERE "consumed" ORDER BY 1, 2')
-    assert marked == consumed
+    assert marked == consumed, f"marks and completed batches differ: {set(marked) ^ set(consumed)}"
     baseline = {row[0] for row in rows(world, """SELECT "trajectoryId" FROM babylon_rl.batch_items WHERE "contribution" = 'baseline'""")}
     ended = rows(
         world,

@@ -62,6 +62,13 @@ class Service:
         self.requests: list[tuple[str, str]] = []
         self._clock, self._lock, self._numbers = clock, threading.RLock(), itertools.count(1)
 
+    def begin(self) -> None:
+        """Forget all models and jobs."""
+        with self._lock:
+            self.models.clear()
+            self.jobs.clear()
+            self._numbers = itertools.count(1)
+
     def create_model(self, body: dict[str, Any]) -> Model:
         with self._lock:
             entity = body.get("entity") or "stand-in"
