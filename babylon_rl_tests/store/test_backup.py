@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -202,15 +202,17 @@ def test_a_backup_of_a_newer_version_is_refused(small: Settings, database: Datab
     assert is_empty(empty_database)
 
 
-# Forks a restore for each target: the first counts its lines in the three files, the others kill themselves at lines spread over these.
+# Forks a backup or a restore for each target: the first counts its lines in the three files, the others kill themselves at lines spread
+# over these.
 _KILLED = """
 import os, signal, sys
+from datetime import datetime
 from pathlib import Path
-from babylon_rl.backup import restore
+from babylon_rl.backup import backup, restore
 from babylon_rl.settings import Settings
-targets, total, traced = sys.argv[2:], 0, ("/backup.py", "/copying.py", "/durable.py")
+action, targets, total, traced = sys.argv[1], sys.argv[2:], 0, ("/backup.py", "/copying.py", "/durable.py")
 for number, target in enumerate(targets):
-    url, home = target.split("|")
+    file, url, home = target.split("|")
     reader, writer = os.pipe()
     if os.fork() == 0:
         passed, point = 0, total * number // (len(targets) - 1) - 1
@@ -221,7 +223,8 @@ for number, target in enumerate(targets):
                 os.kill(os.getpid(), signal.SIGKILL)
             return line
         sys.settrace(lambda frame, event, argument: line if frame.f_code.co_filename.endswith(traced) else None)
-        restore(Settings(_env_file=None, database_url=url, babylon_rl_home=home), Path(sys.argv[1]))
+        settings = Settings(_env_file=None, database_url=url, babylon_rl_home=home)
+        restore(settings, Path(file)) if action == "restore" else backup(settings, Path(file), datetime(2025, 10, 30))
         os.write(writer, str(passed).encode())
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
@@ -229,20 +232,52 @@ for number, target in enumerate(targets):
 """
 
 
+def killed(action: str, targets: Iterable[tuple[Path, Database, Path]]) -> None:
+    """Run an action on (file, database, state directory) of each target, and kill all but the first one at lines spread over it."""
+    command = [sys.executable, "-c", _KILLED, action, *(f"{file}|{database.url}|{home}" for file, database, home in targets)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", *["-9"] * (len(command) - 5)], done.stderr
+
+
+def wait_until_alone(database: Database) -> None:
+    """Until the programs that lost their parent have noticed the end of their input, and left."""
+    with database.connect(autocommit=True) as connection:
+        while connection.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") > 1:
+            pass
+
+
+@pytest.mark.slow
+def test_a_backup_that_is_killed_at_any_line_leaves_no_half_file_of_its_name_and_the_next_one_is_whole(
+    small: Settings, database: Database, copy_of: Callable[[str], Database], tmp_path: Path
+) -> None:
+    register(database, "v1.0.0", make_checkpoint(tmp_path / "made", small.home / CHECKPOINTS / "v1.0.0"))
+    before, state = contents(database), files_in(small.home)
+    kept = [tmp_path / f"kept-{number}.zip" for number in range(9)]
+    killed("backup", [(file, database, small.home) for file in kept])
+    wait_until_alone(database)
+    assert (contents(database), files_in(small.home)) == (before, state)
+    named = [file for file in kept if file.exists()]
+    assert 1 <= len(named) < 5  # the last ones may have been at reading it back
+    for number, file in enumerate(kept):
+        if file not in named:
+            backup(small, file, NOW)
+        if file in named or number == 1:
+            new = at(small, copy_of("template1"), tmp_path / f"new-{number}")
+            restore(new, file)
+            assert contents(Database.of(new)) == before
+            assert files_in(new.home) == {name: digest for name, digest in state.items() if name not in MADE_AGAIN}
+
+
 @pytest.mark.slow
 def test_a_restore_that_is_killed_at_any_line_leaves_an_empty_database_and_goes_on(
     small: Settings, kept: Path, copy_of: Callable[[str], Database], tmp_path: Path
 ) -> None:
     places = [(copy_of("template1"), tmp_path / f"new-{number}") for number in range(7)]
-    command = [sys.executable, "-c", _KILLED, kept, *(f"{target.url}|{home}" for target, home in places)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["0", *["-9"] * 6], done.stderr
+    killed("restore", [(kept, target, home) for target, home in places])
     empty = 0
     for target, home in places:
         new = at(small, target, home)
-        with target.connect(autocommit=True) as connection:  # psql notices the end of its input, and leaves
-            while connection.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") > 1:
-                pass
+        wait_until_alone(target)
         if is_empty(target):
             empty += 1
             restore(new, kept)
