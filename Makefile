@@ -80,8 +80,8 @@ evidence: setup ## Make the runs behind docs/evidence again: ten seeds, five gen
 lock: ## Make each requirements*.lock from its .in file again; UPGRADE=1 takes the newest versions
 	@scripts/lock.sh
 
-audit: setup ## Known advisories and licences of the locked packages
-	@$(RUN)python scripts/supply_chain.py audit
+audit: setup ## Known advisories, licences and hashes of the locked packages; AUDIT=--print-advisories fails for the last two alone
+	@$(RUN)python scripts/supply_chain.py audit $(AUDIT)
 
 wheel: setup ## The wheel, its bill of materials (CycloneDX) and their digests: build/wheel
 	@$(RUN)python scripts/supply_chain.py wheel

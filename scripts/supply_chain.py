@@ -13,11 +13,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import setup
 import yaml
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = setup.ROOT
@@ -28,13 +30,14 @@ KEPT = ROOT / "requirements-advisories.json"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("audit")
+    audit_parser = commands.add_parser("audit")
+    audit_parser.add_argument("--print-advisories", action="store_true", help="known advisories are printed and fail nothing")
     commands.add_parser("wheel").add_argument("--out", type=Path, default=ROOT / "build" / "wheel")
     commands.add_parser("keep").add_argument("clone", type=Path)
     arguments = parser.parse_args()
     match arguments.command:
         case "audit":
-            return audit(tools())
+            return audit(tools(), arguments.print_advisories)
         case "wheel":
             build_wheel(tools(), arguments.out)
         case "keep":
@@ -59,8 +62,23 @@ def locked(lock: Path) -> set[tuple[str, str]]:
     return set(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", lock.read_text(), re.M))
 
 
-def audit(programs: Path) -> int:
-    """1 for a known advisory that is not accepted, or a licence that is not allowed; the network's failures count for nothing."""
+def without_hash(lock: Path) -> list[str]:
+    """Entries of a lock that name no hash of their files."""
+    entries = re.split(r"^(?=[A-Za-z0-9])", lock.read_text(), flags=re.M)[1:]
+    return [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry]
+
+
+def installed(environment: Path) -> set[str]:
+    """Names of the packages of a virtual environment."""
+    places = [str(place) for place in environment.glob("lib/python*/site-packages")]
+    return {canonicalize_name(package.name) for package in distributions(path=places)}
+
+
+def audit(programs: Path, print_advisories: bool = False) -> int:
+    """1 for a licence that is not allowed, a package without a hash, or, unless ``print_advisories``, a known advisory not accepted.
+
+    The network's failures count for nothing.
+    """
     kept = json.loads(KEPT.read_text())
     found = asked(programs)
     if found is None:
@@ -69,15 +87,22 @@ def audit(programs: Path) -> int:
     refused = sorted(entry for entry in found if entry[2] not in kept["accepted"])
     for package, version, one in refused:
         print(f"audit: {package} {version} is affected by {one}: upgrade it, or accept it with a reason in {KEPT.name}", file=sys.stderr)
+    loose = [f"audit: {entry} has no hash in {os.path.relpath(lock, ROOT)}" for lock in LOCKS for entry in without_hash(lock)]
     # The allowed licences are in pyproject.toml.
-    licences = subprocess.run(
-        [programs / "pip-licenses", "--python", setup.VENV / "bin" / "python"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if licences.returncode:
-        print(f"audit: {licences.stderr.strip()}", file=sys.stderr)
-    allowed = "not all allowed" if licences.returncode else "allowed"
-    print(f"audit: {len(LOCKS)} locks, {len(found)} advisories, {len(refused)} not accepted; licences {allowed}")
-    return int(bool(refused or licences.returncode))
+    complaints, environments = [], (setup.VENV, programs.parent)
+    for environment in environments:
+        command = [programs / "pip-licenses", "--python", environment / "bin" / "python"]
+        licences = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        complaints += [f"audit: {licences.stderr.strip()}"] if licences.returncode else []
+    for line in (*loose, *complaints):
+        print(line, file=sys.stderr)
+    here = set().union(*map(installed, environments))
+    absent = {lock: len({name for name, _ in locked(lock)} - here) for lock in LOCKS}
+    listed = ", ".join(f"{count} of {os.path.relpath(lock, ROOT)}" for lock, count in sorted(absent.items()) if count)
+    print(f"audit: licences not looked at, as the packages are not installed here: {listed or 'none'}")
+    allowed = "not all allowed" if complaints else "allowed"
+    print(f"audit: {len(LOCKS)} locks, {len(found)} advisories, {len(refused)} not accepted; licences {allowed}; {len(loose)} without hash")
+    return int(bool(complaints or loose or (refused and not print_advisories)))
 
 
 def asked(programs: Path) -> set[tuple[str, str, str]] | None:
@@ -142,14 +167,17 @@ def keep(clone: Path) -> None:
 
 
 def build_wheel(programs: Path, out: Path) -> None:
-    """Write the wheel, its bill of materials (CycloneDX, from requirements.lock) and the digests of both."""
+    """Write the wheel, its bill of materials (CycloneDX, of what `make setup` installs from locks) and the digests of both."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", out], cwd=ROOT, capture_output=True, check=True)
     (wheel,) = out.glob("*.whl")
     bill = wheel.with_suffix(".cdx.json")
-    command = [programs / "cyclonedx-py", "requirements", "requirements.lock", "--pyproject", "pyproject.toml", "--output-reproducible"]
-    subprocess.run([*command, "--output-format", "JSON", "--output-file", bill], cwd=ROOT, capture_output=True, check=True)
+    of_torch = {name for name, _ in locked(setup.TORCH)} - {name for name, _ in locked(setup.LOCK)}
+    entries = setup.LOCK.read_text() + "".join(setup.locked(name, setup.TORCH) for name in sorted(of_torch))
+    command = [programs / "cyclonedx-py", "requirements", "-", "--pyproject", "pyproject.toml", "--output-reproducible"]
+    command += ["--output-format", "JSON", "--output-file", bill]
+    subprocess.run(command, cwd=ROOT, input=entries.encode(), capture_output=True, check=True)
     digests = "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in (wheel, bill))
     (out / "SHA256SUMS").write_text(digests)
     print(digests, end="")

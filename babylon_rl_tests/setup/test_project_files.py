@@ -90,6 +90,6 @@ def test_dg_finds_the_definitions_under_the_name_that_the_admin_api_asks_for() -
 
 
 def test_ci_runs_the_command_of_the_readme() -> None:
-    assert {"make test", "make test-long"} <= set((ROOT / ".ci" / "run").read_text().splitlines())
+    assert {"make test", "make test-long", "make audit AUDIT=--print-advisories"} <= set((ROOT / ".ci" / "run").read_text().splitlines())
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
     assert "`make test`" in (ROOT / "README.md").read_text()

@@ -60,6 +60,14 @@ def test_a_version_is_affected_between_its_introduction_and_its_fix(supply_chain
 VULNERABLE = {"name": REFUSED[0], "version": REFUSED[1], "vulns": [{"id": REFUSED[2]}]}
 
 
+def programs(place: Path, answer: object, licences: int = 0) -> Path:
+    """pip-audit with this answer, None for a failure, and pip-licenses with this exit status."""
+    executable(place / "pip-audit", "#!/bin/sh\n" + ("exit 1" if answer is None else f"echo '{json.dumps(answer)}'"))
+    executable(place / "pip-licenses", f"#!/bin/sh\necho 'license GPL of a package' >&2\nexit {licences}\n")
+    return place
+
+
+@pytest.mark.parametrize("print_advisories", [False, True])
 @pytest.mark.parametrize(
     ("answer", "licences", "status", "said"),
     [
@@ -70,20 +78,38 @@ VULNERABLE = {"name": REFUSED[0], "version": REFUSED[1], "vulns": [{"id": REFUSE
         (None, 0, 0, "the source of advisories is out of reach"),
     ],
 )
-def test_advisories_and_licences_fail_the_audit_and_the_network_does_not(
-    supply_chain: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: object, licences: int, status: int, said: str
-) -> None:
-    executable(tmp_path / "pip-audit", "#!/bin/sh\n" + ("exit 1" if answer is None else f"echo '{json.dumps(answer)}'"))
-    executable(tmp_path / "pip-licenses", f"#!/bin/sh\necho 'license GPL of a package' >&2\nexit {licences}\n")
-    assert supply_chain.audit(tmp_path) == status
+def test_advisories_and_licences_fail_the_audit_and_the_network_and_printed_advisories_do_not(
+    supply_chain: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    answer: object, licences: int, status: int, said: str, print_advisories: bool,
+) -> None:  # fmt: skip
+    assert supply_chain.audit(programs(tmp_path, answer, licences), print_advisories) == (licences if print_advisories else status)
     assert said in "".join(capsys.readouterr())
+
+
+def test_an_entry_without_a_hash_fails_the_audit_and_licences_that_are_not_looked_at_are_counted(
+    supply_chain: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = f"    --hash=sha256:{'0' * 64}\n"
+    lock = tmp_path / "some.lock"
+    lock.write_text(f"# Made\nnever-installed==1.0 \\\n{hashed}pytest==8.0\nrich==15.0 ; python_version < '4' \\\n{hashed}")
+    monkeypatch.setattr(supply_chain, "LOCKS", [lock])
+    assert supply_chain.audit(programs(tmp_path, None), True) == 1
+    said, refused = capsys.readouterr()
+    assert "pytest==8.0 has no hash in" in refused and refused.count("has no hash") == 1
+    assert "as the packages are not installed here: 1 of" in said
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("lock", "python"),  # `make setup` installs the first on 3.11; a package of a GPU has no files for 3.13
-    [("requirements.lock", "3.12"), ("requirements.lock", "3.13"), ("requirements-gpu.lock", "3.11"), ("requirements-gpu.lock", "3.12")],
-)
+    [
+        ("requirements.lock", "3.12"), ("requirements.lock", "3.13"), ("requirements-gpu.lock", "3.11"), ("requirements-gpu.lock", "3.12"),
+        ("requirements-art.lock", "3.12"), ("requirements-art.lock", "3.13"),
+        ("requirements-torch.lock", "3.11"), ("requirements-torch.lock", "3.13"),
+        ("requirements-tools.lock", "3.11"), ("requirements-tools.lock", "3.13"),
+        ("babylon_rl_tests/serving/python_packages/requirements.lock", "3.11"),
+    ],
+)  # fmt: skip
 def test_a_lock_is_resolved_by_itself_on_each_python(
     supply_chain: ModuleType, registry: dict[str, str], tmp_path: Path, lock: str, python: str
 ) -> None:
@@ -104,7 +130,9 @@ def test_the_bill_of_materials_names_every_locked_package_with_its_hashes(supply
     (path,) = (tmp_path / "wheel").glob("*.cdx.json")
     bill = json.loads(path.read_text())
     assert bill["bomFormat"] == "CycloneDX" and bill["metadata"]["component"]["name"] == "babylon-rl"
-    assert {(one["name"], one["version"]) for one in bill["components"]} == supply_chain.locked(ROOT / "requirements.lock")
+    packages = sorted((one["name"], one["version"]) for one in bill["components"])
+    assert packages == sorted(supply_chain.locked(ROOT / "requirements.lock") | supply_chain.locked(ROOT / "requirements-torch.lock"))
+    assert "torch" in dict(packages)
     assert all(reference["hashes"] for one in bill["components"] for reference in one["externalReferences"])
     checked = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "wheel", capture_output=True, text=True, check=False)
     assert checked.returncode == 0 and checked.stdout.count(": OK") == 2
