@@ -86,6 +86,17 @@ def test_the_image_copies_what_there_is() -> None:
     assert all((ROOT / source).exists() for source in sources)
 
 
+def test_the_image_installs_nothing_without_hashes_and_torch_without_cuda_by_its_hash_of_the_lock() -> None:
+    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
+    installs = re.findall(r"pip install [^&;]*", text)
+    assert len(installs) == 4 and all(("--require-hashes" in one) != ("--no-index" in one) for one in installs)
+    (chosen,) = re.findall(r"sed -n '([^']*)' /tmp/requirements-torch.lock", text)
+    command = ["sed", "-n", chosen, "requirements-torch.lock"]
+    entry = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (without_cuda,) = re.findall(r"^built_for_processors=(\S+)", (ROOT / "scripts" / "lock.sh").read_text(), re.M)
+    assert re.findall(r"^(\w+)==", entry, re.M) == ["torch"] and f"--hash={without_cuda}" in entry
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed (Debian: systemd)")
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for unit in DEPLOY.glob("*.service"):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -76,6 +77,37 @@ def test_exact_pins_of_the_project_and_of_the_lock_agree() -> None:
     locked = {entry.split(" ")[0] for entry in requirements("requirements.lock")}
     pins = [line for line in [*project["dependencies"], *project["optional-dependencies"]["remote"]] if "==" in line]
     assert pins and set(pins) <= locked
+
+
+PIN = re.compile(r"==|!=|~=|<")
+REASON = re.compile(r"\w{3}.* \(?20\d\d-[01]\d")
+NAME = re.compile(r"[\w.-]+")
+
+
+def commented(text: str) -> Iterator[tuple[str, str]]:
+    """Each requirement, and its comment: on its line, else the nearest lines above it that hold nothing else."""
+    comment, joined = "", False
+    for line in text.splitlines():
+        asked, _, said = line.partition("#")
+        if asked.strip():
+            yield asked.partition(";")[0].strip(), said or comment
+        else:
+            comment = f"{comment} {said}" if joined else said
+        joined = not asked.strip()
+
+
+def test_every_pin_has_its_reason_and_the_day_of_its_review_beside_it() -> None:
+    files = [*ROOT.glob("requirements*.in"), *(ROOT / "babylon_rl_tests").rglob("requirements*.in")]
+    asked = [entry for file in files for entry in commented(file.read_text())]
+    assert len([one for one, _ in asked if PIN.search(one)]) > 15
+    assert [one for one, comment in asked if PIN.search(one) and not REASON.search(comment)] == []
+    # Those of pyproject.toml are explained there too, as it says.
+    explained = {name[0].lower() for one, comment in asked if REASON.search(comment) and (name := NAME.match(one))}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = project["project"]["optional-dependencies"].values()
+    ranges = [*project["build-system"]["requires"], *project["project"]["dependencies"], *(one for group in groups for one in group)]
+    pinned = {name[0].lower() for one in ranges if PIN.search(one) and (name := NAME.match(one))}
+    assert "openpipe-art" in pinned and pinned <= explained
 
 
 def test_dg_finds_the_definitions_under_the_name_that_the_admin_api_asks_for() -> None:
