@@ -318,16 +318,16 @@ def late_jobs(connection: Connection, service: str, model: str) -> list[RemoteJo
     return _jobs(connection, late, service, model)
 
 
-def usual_duration(connection: Connection, service: str) -> timedelta:
-    """Return the median duration of jobs that were followed to a step. From the post to the end; zero without any."""
-    usual = connection.value(
+def usual_duration(connection: Connection, service: str) -> timedelta | None:
+    """Return the median duration of jobs that were followed to a step. From the post to the end; None without any."""
+    usual: timedelta | None = connection.value(
         """
         SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY "endedAt" - "postedAt")
         FROM babylon_rl.remote_jobs WHERE "service" = %s AND "state" = 'trained' AND "jobId" IS NOT NULL
         """,
         [service],
     )
-    return usual or timedelta(0)
+    return usual
 
 
 def read_jobs(connection: Connection, batch_id: str) -> list[RemoteJob]:
