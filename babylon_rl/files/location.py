@@ -3,6 +3,7 @@
 A directory of this machine is written durably: files are flushed, and a move replaces a file at once.
 """
 
+import asyncio
 import errno
 import hashlib
 import os
@@ -12,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -28,7 +30,8 @@ _CONDITIONAL = _WITHOUT_FOLDERS - {"oss"}
 # A file system without hard links, a store that does not know the condition or calls it an invalid argument.
 _UNABLE = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 # A store that goes silent is given up after about four minutes (s3fs asks five times), and not after the driver's half hour.
-_TIME_LIMITS = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 2}}
+_TIME_LIMITS: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 2}}
+_LEAST_BYTES_S = 100_000  # of a request's body, before the store counts as silent
 # Older servers refuse checksums that they do not need, and what is written is read back anyway.
 _CHECKSUMS = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
 # Exceptions of drivers of remote file systems beside OSError: they have no base class in common. Looked up where they are loaded.
@@ -283,7 +286,8 @@ def _file_system(target: str, shown: str) -> tuple[Any, str]:
     of_s3 = urlsplit(target).scheme in ("s3", "s3a")
     checksums = {} if "AWS_REQUEST_CHECKSUM_CALCULATION" in os.environ else _CHECKSUMS
     try:
-        fs, root = fsspec.core.url_to_fs(target, **({"config_kwargs": _TIME_LIMITS | checksums} if of_s3 else {}))
+        options = {"config_kwargs": _TIME_LIMITS | checksums | {"http_session_cls": _limited_session()}} if of_s3 else {}
+        fs, root = fsspec.core.url_to_fs(target, **options)
     except ImportError as missing:
         extra = "pip install 'babylon-rl[s3]'" if of_s3 else "pip"
         raise UsageError(
@@ -292,3 +296,27 @@ def _file_system(target: str, shown: str) -> tuple[Any, str]:
     except ValueError:
         raise UsageError(f"{shown} cannot be opened: no file system of that kind is known; file, s3, gs, abfs and sftp are some.") from None
     return fs, str(root)
+
+
+@cache
+def _limited_session() -> type:
+    """HTTP session of the S3 driver with a time limit of each request and the head of its answer.
+
+    The driver's own limit of reading begins once a body is sent: a store that takes no body, or never asks for it, would be waited for
+    without end.
+    """
+    from aiobotocore.httpsession import AIOHTTPSession
+    from botocore.exceptions import ReadTimeoutError
+
+    class LimitedSession(AIOHTTPSession):  # type: ignore[misc, unused-ignore]
+        async def send(self, request: Any) -> Any:
+            # The second is of a body in chunks with checksums, which have no length.
+            size = max(int(request.headers.get(name, 0)) for name in ("Content-Length", "X-Amz-Decoded-Content-Length"))
+            sending_s = size / _LEAST_BYTES_S
+            try:
+                async with asyncio.timeout(_TIME_LIMITS["connect_timeout"] + _TIME_LIMITS["read_timeout"] + sending_s):
+                    return await super().send(request)
+            except TimeoutError as silent:
+                raise ReadTimeoutError(endpoint_url=request.url) from silent
+
+    return LimitedSession
