@@ -2,8 +2,9 @@
 
 Rated are 1,000 steps a second for the recorder and 300 requests a second for the gateway; `--rate 0.25` takes a quarter of twice that, for
 a machine that others use. A Postgres, a model server and an object store of its own die (or stop answering) for `AWAY_S` seconds each, at
-even distances. Prints a table: what was refused, the longest loss of service, seconds until normal, and what memory and open files did.
-Exits with 1 if a recorded row is lost or twice, or if anything takes a minute to be normal again.
+even distances, the last with a minute left for its return; in under four minutes not all of them. Prints a table: what was refused, the
+longest loss of service, seconds until normal, and what memory and open files did. Exits with 1 and a sentence if a recorded row is lost or
+twice, if all is not seen to be normal within a minute of a return, or if the gateway or its writer holds more and more.
 """
 
 import argparse
@@ -18,12 +19,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import cycle
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
+from typing import Any
 
 import psutil
 import uvloop
@@ -45,9 +48,14 @@ from benchmarks.recorder import AGENTS, STEPS, record
 
 RATED_STEPS, RATED_REQUESTS, TIMES_RATED = 1_000, 300, 2
 AWAY_S, NORMAL_WITHIN_S, SLOW_S, NORMAL_FOR_S = 10.0, 60.0, 1.0, 5
+# Seconds before the first death, which show what is usual, and after the last one: away, started again, and a minute to be normal in.
+BEFORE_S, AFTER_S, LEAST_APART_S = 20.0, AWAY_S + 20.0 + NORMAL_WITHIN_S, 40.0
+# Of memory, whichever is more, and of open files, as some connections come and go.
+MORE_MEMORY, MORE_MB, MORE_FILES = 0.2, 10.0, 5
 LEAST_BYTES = 4_000_000
 MODEL_PORT, GATEWAY_PORT = 9311, 9312
 RECORDED = """SELECT "userPrompt" FROM llm_call_logs WHERE starts_with("userPrompt", 'load ')"""
+LIMITED = ("gateway", "its writer")  # the agents keep what they handed over, to compare it at the end
 Death = tuple[str, Callable[[], object], Callable[[], object]]  # name, end, beginning
 Used = dict[str, list[tuple[int, int]]]  # bytes of memory and open files by process
 Handed = tuple[list[str], float, list[str]]  # trajectories, the longest wait of an agent, refusals for want of room
@@ -213,13 +221,20 @@ def model_server() -> Iterator[None]:
         yield
 
 
-def kill_in_turn(
-    load: Load, seconds: float, deaths: list[tuple[str, Callable[[], object], Callable[[], object]]]
-) -> list[tuple[str, int, int]]:
-    """Let each die for AWAY_S at even distances; returns the seconds in which it went and was back."""
-    apart, happened = seconds / len(deaths), list[tuple[str, int, int]]()
-    for number, (name, kill, restart) in enumerate(deaths):
-        time.sleep(max(0.0, load.began + apart * (number + 0.4) - time.monotonic()))
+def moments(seconds: float, deaths: int) -> list[float]:
+    """Moments of at most so many deaths at even distances, in seconds since the load began; ValueError where none has a place."""
+    apart_s = seconds - BEFORE_S - AFTER_S
+    if apart_s < 0:
+        raise ValueError(f"a death and the return to normal take {(BEFORE_S + AFTER_S) / 60:.1f} minutes")
+    number = min(deaths, 1 + int(apart_s / LEAST_APART_S))
+    return [BEFORE_S + apart_s * turn / max(1, number - 1) for turn in range(number)]
+
+
+def kill_in_turn(load: Load, deaths: Sequence[tuple[float, Death]]) -> list[tuple[str, int, int]]:
+    """Let each die at its moment for AWAY_S; returns the seconds in which it went and was back."""
+    happened = list[tuple[str, int, int]]()
+    for moment, (name, kill, restart) in deaths:
+        time.sleep(max(0.0, load.began + moment - time.monotonic()))
         went = time.monotonic() - load.began
         kill()
         time.sleep(AWAY_S)
@@ -229,10 +244,11 @@ def kill_in_turn(
     return happened
 
 
-def row(load: Load, name: str, went: int, back: int, until: int, usual_bytes: int = LEAST_BYTES) -> dict[str, object]:
+def row(load: Load, name: str, went: int, back: int, until: int, usual_bytes: int = LEAST_BYTES) -> dict[str, Any]:
     """The table's row of one death: from the second in which it went to the one before the next death.
 
-    All is normal again where NORMAL_FOR_S normal seconds begin; ``s_not_normal`` counts the others since the return.
+    All is normal again where NORMAL_FOR_S normal seconds begin, never (None) if that was not seen; ``s_not_normal`` counts the others since
+    the return.
     """
     during = {at: load.seconds.get(at, Second()) for at in range(went, until)}
     refused = sum((second.answers for second in during.values()), Counter[int]())
@@ -245,7 +261,7 @@ def row(load: Load, name: str, went: int, back: int, until: int, usual_bytes: in
         longest = max(longest, streak)
     return {
         "dependency": name, "away_s": back - went, "refused_by_status": dict(refused), "longest_loss_of_service_s": longest,
-        "s_until_normal": next((at for at in range(len(after) - NORMAL_FOR_S + 1) if all(after[at : at + NORMAL_FOR_S])), len(after)),
+        "s_until_normal": next((at for at in range(len(after) - NORMAL_FOR_S + 1) if all(after[at : at + NORMAL_FOR_S])), None),
         "s_not_normal": sum(not normal for normal in after),
         "most_waiting_trajectories": max(second.waiting_trajectories for second in during.values()),
         "most_waiting_mb": round(max(second.waiting_bytes for second in during.values()) / 1e6, 1),
@@ -253,13 +269,28 @@ def row(load: Load, name: str, went: int, back: int, until: int, usual_bytes: in
     }  # fmt: skip
 
 
-def level(values: list[tuple[int, int]]) -> dict[str, object]:
+def level(values: list[tuple[int, int]]) -> dict[str, Any]:
     """Megabytes and open files of a process: medians of the second and of the last tenth of the run, and the most."""
     tenth = max(1, len(values) // 10)
     early, late = values[tenth : 2 * tenth] or values, values[-tenth:]
     megabytes = [round(statistics.median(value for value, _ in part) / 1e6, 1) for part in (early, late)]
     files = [statistics.median(value for _, value in part) for part in (early, late)]
     return {"mb": megabytes, "most_mb": round(max(value for value, _ in values) / 1e6, 1), "files": files}
+
+
+def broken(lost: int, twice: int, rows: Sequence[Mapping[str, Any]], levels: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The promises that were broken, a sentence each; ``levels`` by process."""
+    said = [f"{count} recorded rows are {what}." for count, what in ((lost, "lost"), (twice, "there twice")) if count]
+    for one in rows:
+        if one["s_until_normal"] is None or one["s_until_normal"] > NORMAL_WITHIN_S:
+            said.append(f"{one['dependency']}: all was not normal within {NORMAL_WITHIN_S:g} s of its return.")
+    for name in LIMITED:
+        (early_mb, late_mb), (early_files, late_files) = levels[name]["mb"], levels[name]["files"]
+        if late_mb - early_mb > max(MORE_MB, MORE_MEMORY * early_mb):
+            said.append(f"{name}: memory went from {early_mb:g} to {late_mb:g} MB.")
+        if late_files - early_files > MORE_FILES:
+            said.append(f"{name}: open files went from {early_files:g} to {late_files:g}.")
+    return said
 
 
 def main() -> int:
@@ -270,6 +301,10 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # its children keep fixed ports
     seconds, share = options.minutes * 60, TIMES_RATED * options.rate
+    try:
+        when = moments(seconds, 3 * max(1, round(options.minutes / 4)))
+    except ValueError as short:
+        parser.error(f"--minutes {options.minutes:g} is too short: {short}")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         home = Path(folder)
         cluster = Cluster(home)
@@ -299,13 +334,14 @@ def main() -> int:
         ours.recv()  # it has begun
         load, ending = Load(), threading.Event()
         used: Used = {"gateway": [], "its writer": [], "agents with the recorder": []}
-        deaths: list[Death] = [
+        kinds: list[Death] = [
             ("database", lambda: kill_server(cluster), lambda: restart_server(cluster)), ("model server", model.close, restart_model),
             ("object storage", lambda: network.cut(away=True), network.heal),
-        ] * max(1, round(options.minutes / 4))  # fmt: skip
+        ]  # fmt: skip
+        deaths = list(zip(when, cycle(kinds), strict=False))
         with ThreadPoolExecutor(4) as pool, stored_at(network.url, store.variables):
             storing = pool.submit(use_storage, load, bucket, home, ending)
-            killing = pool.submit(kill_in_turn, load, seconds, deaths)
+            killing = pool.submit(kill_in_turn, load, deaths)
             watching = pool.submit(watch, load, ours, gateway, spool, used)
             uvloop.run(ask_gateway(load, RATED_REQUESTS * share, seconds))
             happened, (handed, longest_wait_s, full) = killing.result(), watching.result()
@@ -336,10 +372,13 @@ def main() -> int:
             "trajectories_lost": lost[1], "rows_twice": twice, "agent_waited_most_s": round(longest_wait_s, 1),
             "ends_without_room": len(full),
         }))  # fmt: skip
-        for name, values in used.items():
-            print(json.dumps({"process": name} | level(values)))
-        late = [one for one in rows if int(str(one["s_until_normal"])) > NORMAL_WITHIN_S]
-        return 1 if any(lost) or twice or late else 0
+        levels = {name: level(values) for name, values in used.items()}
+        for name, found in levels.items():
+            print(json.dumps({"process": name} | found))
+        said = broken(sum(lost), twice, rows, levels)
+        for sentence in said:
+            print(sentence, file=sys.stderr)
+        return 1 if said else 0
 
 
 @contextmanager
