@@ -15,16 +15,21 @@ from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.launch import QUIET, hours_part, job_definition
 from babylon_rl.errors import DatabaseUnreachable
 from babylon_rl.recorder import TrajectoryRecorder
+from babylon_rl.serving.releases import ReleaseAuthor, deploy
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import address, database_sentence
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl_tests.faults.servers import fail_over, full_tablespace, own_server, replica_of
+from babylon_rl_tests.faults.test_training_crashes import live
+from babylon_rl_tests.faults.world import World, check, registry
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, count
 from babylon_rl_tests.memory import quick_directory
 from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.recorder.builders import AGENTS, add_users, record_steps, stored, until
 from babylon_rl_tests.scored import score_windows
+from babylon_rl_tests.serving.gateways import MESSAGES, add_version, rows, running_gateway, wait_for
+from babylon_rl_tests.serving.model_stand_in import model_stand_in
 
 HOURS, AGENTS_AN_HOUR = 2, 5
 IN_THE_ROWS = 5_000  # bytes from the server, in the midst of an hour's trajectories
@@ -231,8 +236,10 @@ ONCE = """
         IF nextval('tries') = 1 THEN RAISE EXCEPTION 'could not serialize access' USING ERRCODE = '{code}'; END IF;
         RETURN NEW;
     END $$;
-    CREATE TRIGGER fails BEFORE INSERT ON babylon_rl.episodes FOR EACH ROW EXECUTE FUNCTION fail_once();
+    CREATE TRIGGER fails BEFORE {statement} FOR EACH ROW EXECUTE FUNCTION fail_once();
 """
+# Of a transaction that the server gives up for another, twice, and of statement_timeout.
+GIVEN_UP = ("serialization_failure", "deadlock_detected", "query_canceled")
 
 
 @pytest.mark.slow
@@ -242,11 +249,70 @@ def test_a_transaction_that_the_server_gives_up_for_another_or_while_it_is_repla
 ) -> None:
     windows = hours_of(database)
     with database.connect(autocommit=True) as connection:
-        connection.execute(ONCE.format(code=code))
+        connection.execute(ONCE.format(code=code, statement="INSERT ON babylon_rl.episodes"))
     result = run_hour(database, settings, windows[0])
     assert result.success and retries(result) == 1
     score(database, windows, settings)
     require_whole(database)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", GIVEN_UP)
+@pytest.mark.parametrize(
+    "statement", ["INSERT ON babylon_rl.batch_items", "INSERT ON babylon_rl.training_steps", "INSERT ON trained_models"]
+)
+def test_a_batch_that_the_server_gives_up_at_a_statement_is_trained_once_by_the_next_run(world: World, statement: str, code: str) -> None:
+    live(world, None)
+    expected = registry(world)
+    assert len(expected["models"]) > 1
+    world.reset()
+    world.connection.execute(ONCE.format(code=code, statement=statement))
+    world.connection.commit()
+    with pytest.raises(psycopg.OperationalError) as failed:
+        live(world, None)
+    assert database_sentence(failed.value) is not None
+    check(world)
+    live(world, None)
+    check(world, at_rest=True)
+    assert registry(world) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", GIVEN_UP)
+@pytest.mark.parametrize("statement", ["UPDATE ON trained_models", "INSERT ON babylon_rl.rollouts"])
+def test_a_release_that_the_server_gives_up_at_a_statement_is_undone_and_may_be_repeated(
+    database: Database, settings: Settings, statement: str, code: str
+) -> None:
+    add_version(database, "v1.0.0", "ready")
+    left = "SELECT status, (SELECT count(*) FROM babylon_rl.rollouts) AS rollouts FROM trained_models WHERE version = 'v1.0.0'"
+    with database.connect() as connection:
+        connection.execute(ONCE.format(code=code, statement=statement))
+        connection.commit()
+        author = ReleaseAuthor("tester", "passed", NOW)
+        with pytest.raises(psycopg.OperationalError) as failed:
+            deploy(connection, "v1.0.0", settings, author, strategy="immediate")
+        assert database_sentence(failed.value) is not None
+        connection.rollback()
+        assert rows(database, left) == [{"status": "ready", "rollouts": 0}]
+        deploy(connection, "v1.0.0", settings, author, strategy="immediate")
+        connection.commit()
+    assert rows(database, left) == [{"status": "deployed", "rollouts": 1}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", GIVEN_UP)
+def test_a_call_whose_recording_the_server_gives_up_is_recorded_once(database: Database, settings: Settings, code: str) -> None:
+    add_version(database, "v1.0.0")
+    with database.connect() as connection:
+        connection.execute(ONCE.format(code=code, statement="INSERT ON llm_call_logs"))
+    with model_stand_in() as upstream:
+        chosen = settings.model_copy(update={"local_endpoint": upstream.url})
+        with running_gateway(chosen, database, writes=True) as gateway:
+            gateway.client().chat.completions.create(model="v1.0.0", messages=MESSAGES)
+            wait_for(lambda: rows(database, "SELECT 1 FROM llm_call_logs"), "the call")
+    assert rows(database, "SELECT last_value > 1 AS again FROM tries") == [{"again": True}]
+    for table in ("llm_call_logs", "babylon_rl.gateway_calls"):
+        assert count(database.url, f"SELECT count(*) FROM {table}") == 1
 
 
 @pytest.mark.slow
