@@ -375,6 +375,7 @@ class Schedule:
             self.counts["judge with faults"] += 1
         if name == "trainer" and self.trainer == "paid" and self.site.stand_in is not None and self.chance.random() < 0.5:
             service = self.site.stand_in.service
+            service.job_s, service.lag_s = self.chance.choice((0.0, 0.125, 1.0)), self.chance.choice((0.0, 0.125, 0.25))
             if self.chance.random() < 0.5:
                 service.post_faults = [self.chance.choice(POST_FAULTS)]
             else:
