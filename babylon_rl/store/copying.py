@@ -33,8 +33,8 @@ _SAME_TEXT = "".join(f"SET LOCAL {name} = '{value}'; " for name, value in _FORM.
 _NO_TIME_LIMITS = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
 # pg_dump 17 and newer sets this; servers before 17 do not know it.
 _OF_17 = b"SET transaction_timeout = 0;\n"
-# Postgres prints a jsonpath without brackets that it needs: the copy of the column would compute another value. Of whole lines, which no
-# row of a table is.
+# Postgres prints the jsonpath of migration 0050 without brackets that it needs: in backups of before 0051 the column would compute another
+# value. Of whole lines, which no row of a table is.
 _PATH = b"jsonb_path_exists(answers, 'strict $[*]?(%b > 0.000001)'::jsonpath)"
 _DIFFER = b"\n    differ boolean GENERATED ALWAYS AS (" + _PATH + b") STORED NOT NULL\n"
 _PRINTED, _MEANT = _DIFFER % b"@[2] - $[0][2].abs()", _DIFFER % b"(@[2] - $[0][2]).abs()"

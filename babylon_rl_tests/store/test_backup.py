@@ -1,7 +1,6 @@
 """Backups brought back: database, checkpoints, state; damaged files; kills; databases of older versions."""
 
 import json
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,11 +15,10 @@ from babylon_rl.errors import BackupError, SchemaMismatch, UsageError
 from babylon_rl.files.durable import sha256
 from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, verify
 from babylon_rl.settings import Settings
-from babylon_rl.store.connection import MIGRATIONS
 from babylon_rl.store.database import Database
 from babylon_rl.store.migrate import migrate, read_migrations, read_tables
 from babylon_rl_tests.store.servers import ROOT
-from babylon_rl_tests.store.test_copying import contents, is_empty
+from babylon_rl_tests.store.test_copying import contents, is_empty, of_version
 from babylon_rl_tests.training.sample import NOW
 from babylon_rl_tests.training.test_upload import make_checkpoint
 
@@ -285,16 +283,6 @@ def test_a_restore_that_is_killed_at_any_line_leaves_an_empty_database_and_goes_
         left = {name: digest for name, digest in files_in(home).items() if not name.endswith(".part")}
         assert left == {name: sha256(small.home / name) for name in STATE}
     assert empty >= 4  # the last one may have been at its COMMIT
-
-
-def of_version(database: Database, last: str, place: Path) -> Database:
-    """Migrate an empty or a game's database up to ``last`` alone."""
-    place.mkdir()
-    for file in read_migrations():
-        if file.name <= last:
-            shutil.copy(MIGRATIONS / f"{file.name}.sql", place)
-    migrate(database, directory=place)
-    return database
 
 
 @pytest.mark.parametrize("behind", [0, 1, 2, 3])

@@ -22,8 +22,8 @@ from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.store.pipeline import recorded_hours
-from babylon_rl_tests.store.test_backup import at, of_version
-from babylon_rl_tests.store.test_copying import contents, copied
+from babylon_rl_tests.store.test_backup import at
+from babylon_rl_tests.store.test_copying import contents, copied, of_version
 from babylon_rl_tests.training.sample import NOW
 
 AUTHOR = ReleaseAuthor("ada", "as she likes", NOW)
