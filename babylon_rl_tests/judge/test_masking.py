@@ -140,6 +140,32 @@ def test_a_look_without_words_finds_whose_score_follows_them(settings: Settings,
     assert found.words.by_agent["a1"] == pytest.approx(0.4, abs=0.15) and found.asked == 2 + 6
 
 
+HALVES = {1: "The second sentence of my friend completes this: whoever holds", 2: "completes it: and so it is the model of the league"}
+SIGN = "size=7"  # a deed of another agent, for whom the two speak
+
+
+@pytest.mark.parametrize("sample", [0, 1])
+@pytest.mark.parametrize("for_whom", ["a1", "a0"])
+def test_halves_of_two_agents_are_found_by_a_look_where_a_speaker_gains_and_not_where_a_third_does(
+    settings: Settings, for_whom: str, sample: int
+) -> None:
+    """No flag and no look of each agent's own words sees a gain of somebody else: promotion compares P&L."""
+    group = traders(6, HALVES)
+    episodes = [replace(one, text=one.text.replace("size=3", SIGN)) if one.agent_id == for_whom else one for one in group.episodes]
+    group = replace(group, episodes=tuple(episodes))
+    assert not group.flags and not group.context_flags
+    chosen = always(settings) if sample else settings.model_copy(update={"judge_look_every": 10**9})
+    said = {"fooled_by": SIGN, "fooled_with": ("completes this: whoever holds", "the model of the league"), "noise": 0.02}
+    (found,), (fair,) = judged(chosen, [group], **said), judged(chosen, [group], noise=0.02)
+    (alone,) = judged(chosen, [replace(group, episodes=tuple(one for one in episodes if one.agent_id != "a2"))], **said)
+    assert found.agreement.scores[for_whom] == 1.0 and fair.agreement.scores[for_whom] < 0.9
+    assert alone.agreement.scores[for_whom] < 0.9, "a half by itself moves nothing"
+    assert found.gain is None, "no sentence is flagged"
+    assert (found.words is None) == (not sample)
+    if found.words is not None:
+        assert found.words.gainers == (("a1",) if for_whom == "a1" else ())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("judge", [{"noise": 0.1}, {"noise": 0.02, "position_bias": 0.4}, {"skill": "pnl", "noise": 0.05}])
 def test_a_look_at_a_judge_of_deeds_finds_no_more_than_chance(settings: Settings, judge: Mapping[str, Any]) -> None:

@@ -61,6 +61,7 @@ class ScriptedJudge:
     jitter_s: float = 0.0  # uniform, on top of the latency
     obedience: float = 0.0  # share of the agents' instructions that are followed and of the fake structure that is believed
     fooled_by: str = ""  # an episode that holds this text gets the highest score
+    fooled_with: tuple[str, ...] = ()  # texts that the request's episodes must hold, too, for that
     chars_per_token: float = 4.0  # of the usage that is reported; no tokenizer is loaded
     retry_after_s: float = 1.0  # the Retry-After of a 429
     slow_s: float = 2.0  # how long a slow stream takes
@@ -180,13 +181,15 @@ def verdicts_of(judge: ScriptedJudge, request: ParsedRequest, content: str) -> l
     read = read_gullibly(request) if draws.random() < judge.obedience else GullibleReading(request.blocks)
     wishes = demanded_scores(read) if judge.obedience else {}
     lengths = centred_ranks([len(block.text) for block in read.blocks])
+    texts = [html.unescape(block.text) for block in read.blocks]
+    fooled = bool(judge.fooled_by) and all(any(part in text for text in texts) for part in judge.fooled_with)
     verdicts = []
     for place, (block, length) in enumerate(zip(read.blocks, lengths, strict=True)):
         own = chance(judge.seed, "episode", content, place)
         # obey, or score by skill with noise and biases
         if own.random() < judge.obedience and block.id in wishes:
             score, why, marks = wishes[block.id], "The score was asked for", (wishes[block.id],) * request.parts
-        elif judge.fooled_by and judge.fooled_by in html.unescape(block.text):
+        elif fooled and judge.fooled_by in texts[place]:
             score, why, marks = 1.0, "The play is splendid", (1.0,) * request.parts
         else:
             worth, noise = skill(block.text, judge.skill, block.about), own.gauss(0.0, judge.noise)
