@@ -14,6 +14,7 @@ import secrets
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ def backup(settings: DatabaseSettings, file: Path, now: datetime, tell: Progress
                 files.add_file(path, path.relative_to(settings.home).as_posix())
         with snapshot(database) as taken:
             tables, migrations, checkpoints = taken.contents(tell), taken.migrations(), taken.checkpoints()
-            files.add(DUMP, taken.script(), zipfile.ZIP_DEFLATED)
+            files.add(DUMP, taken.script())
         versions, left_out = [], []
         for number, one in enumerate(checkpoints):
             tell(CHECKPOINTS, number, len(checkpoints))
@@ -163,9 +164,9 @@ class _Writer:
     archive: zipfile.ZipFile
     hashes: dict[str, str] = field(default_factory=dict)
 
-    def add(self, name: str, blocks: Iterable[bytes], compression: int = zipfile.ZIP_STORED, mode: int = 0o600) -> None:
+    def add(self, name: str, blocks: Iterable[bytes], mode: int = 0o600) -> None:
         member = zipfile.ZipInfo(name)
-        member.compress_type, member.external_attr = compression, mode << 16
+        member.compress_type, member.external_attr = _packing(name), mode << 16
         digest = hashlib.sha256()
         with self.archive.open(member, "w", force_zip64=True) as out:
             for block in blocks:
@@ -209,26 +210,32 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(file) as archive:
             yield archive
-    except zipfile.BadZipFile as damaged:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as damaged:
         raise _damaged(file, first_clause(damaged)) from None
 
 
 def _checked(archive: zipfile.ZipFile, file: Path, tell: Progress) -> BackupManifest:
     """Read every member and compare its hash. Raises BackupError: one differs, or is none of a backup."""
+    members = archive.infolist()
+    # The script alone is packed, so that no other member is larger than the file.
+    if any(one.flag_bits & 1 or one.compress_type not in (zipfile.ZIP_STORED, _packing(one.filename)) for one in members):
+        raise _damaged(file, "a file in it is packed as no backup packs it")
+    if sum(one.compress_size for one in members) > file.stat().st_size:
+        raise _damaged(file, "its files lie over one another")
     try:
         manifest = msgspec.json.decode(archive.read(LISTING), type=BackupManifest)
-    except (KeyError, msgspec.MsgspecError):
+    except (KeyError, RecursionError, msgspec.MsgspecError):
         raise BackupError(f"{file} is no backup of babylon-rl, or one of a newer version.") from None
     if manifest.format != FORMAT:
         raise BackupError(f"{file} has format {manifest.format}; this version of babylon_rl reads {FORMAT}. Update the code.")
-    if set(archive.namelist()) != {*manifest.files, LISTING} or DUMP not in manifest.files:
+    if sorted(archive.namelist()) != sorted([*manifest.files, LISTING]) or DUMP not in manifest.files:
         raise _damaged(file, "its files are not those that it lists")
     for number, (name, digest) in enumerate(manifest.files.items()):
         tell("files", number, len(manifest.files))
-        # A file made by somebody else must not write elsewhere.
-        parts = PurePosixPath(name).parts
-        if name != DUMP and (parts[0] not in _PLACES or ".." in parts):
-            raise _damaged(file, f"{name} belongs to no backup")
+        # Against accidents alone: the script runs with the role's rights, and psql starts programs that it names.
+        path = PurePosixPath(name)
+        if name != DUMP and (not path.parts or path.parts[0] not in _PLACES or ".." in path.parts or str(path) != name):
+            raise _damaged(file, f"{name or 'a file without a name'} belongs to no backup")
         found = hashlib.sha256()
         for block in _blocks(archive, name):
             found.update(block)
@@ -236,6 +243,10 @@ def _checked(archive: zipfile.ZipFile, file: Path, tell: Progress) -> BackupMani
             raise _damaged(file, f"{name} is not what was written")
     tell("files", len(manifest.files), len(manifest.files))
     return manifest
+
+
+def _packing(name: str) -> int:
+    return zipfile.ZIP_DEFLATED if name == DUMP else zipfile.ZIP_STORED
 
 
 def _blocks(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:

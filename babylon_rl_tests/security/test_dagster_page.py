@@ -107,7 +107,14 @@ def test_dagster_s_page_executes_links_of_other_sites_and_read_only_refuses_them
 def test_behind_the_nginx_of_the_page_dagster_answers_its_own_page_and_persons_with_a_login(tmp_path: Path) -> None:
     with webserver(tmp_path / "dagster") as behind, nginx_of_the_page(behind, tmp_path) as port:
         # A browser sends a login that it knows with the requests of other sites too.
-        for method, headers in (("GET", IMAGE), ("POST", FORM), ("POST", OLD_FORM), ("GET", {}), ("HEAD", {}), ("GET", {"accept": "text/html"})):
+        for method, headers in (
+            ("GET", IMAGE),
+            ("POST", FORM),
+            ("POST", OLD_FORM),
+            ("GET", {}),
+            ("HEAD", {}),
+            ("GET", {"accept": "text/html"}),
+        ):
             for path in (LINK, LINK.replace("graphql", "%67raphql"), LINK.replace("query", "%71uery"), LINK.replace("/", "//", 1)):
                 status, text = ask(port, method, path, LOGIN | headers)
                 assert status == 403 and "RunNotFound" not in text, (method, headers, path)
@@ -128,7 +135,9 @@ def test_behind_the_nginx_of_the_page_dagster_answers_its_own_page_and_persons_w
 def opened_websocket(port: int, headers: dict[str, str], origin: str) -> str:
     with (
         socket.create_connection(("127.0.0.1", port), timeout=60) as line,
-        connect(f"ws://{NAME}/graphql", sock=line, origin=origin, subprotocols=["graphql-ws"], additional_headers=headers, compression=None) as opened,  # fmt: skip
+        connect(
+            f"ws://{NAME}/graphql", sock=line, origin=origin, subprotocols=["graphql-ws"], additional_headers=headers, compression=None
+        ) as opened,  # fmt: skip
     ):
         opened.send(json.dumps({"type": "connection_init"}))
         return str(json.loads(opened.recv(60))["type"])

@@ -1,8 +1,11 @@
 """Backups brought back: database, checkpoints, state; damaged files; kills; databases of older versions."""
 
+import copy
 import json
+import re
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -161,12 +164,68 @@ def rewritten(path: Path, change: Callable[[dict], None], more: dict[str, bytes]
     members[LISTING] = json.dumps(document).encode()
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+
+
+def naming(name: str) -> Callable[[Path], None]:
+    """A change of a backup: a file of this name, which is listed."""
+
+    def change(path: Path) -> None:
+        rewritten(path, lambda document: document["files"].update({name: sha256(path)}), {name: path.read_bytes()})
+
+    return change
+
+
+def spoiled(path: Path) -> None:
+    """Bytes of the packed script changed."""
+    with zipfile.ZipFile(path) as archive:
+        script = archive.getinfo(DUMP)
+    content = bytearray(path.read_bytes())
+    content[script.header_offset + 200 : script.header_offset + 260] = b"\xff" * 60
+    path.write_bytes(content)
+
+
+def member(name: str, content: bytes, **attributes: int) -> Callable[[Path], None]:
+    """A change of a backup: one more member, whatever is there and listed already."""
+
+    def change(path: Path) -> None:
+        made = zipfile.ZipInfo(name)
+        for attribute, value in attributes.items():
+            setattr(made, attribute, value)
+        with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings(action="ignore"):
+            archive.writestr(made, content)
+
+    return change
+
+
+def marked(path: Path, place: int, value: int) -> None:
+    """A byte of the first entry of the list of members changed: 8 says whether it is encrypted, 10 how it is packed."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + place] = value
+    path.write_bytes(content)
+
+
+def nested(path: Path) -> None:
+    """A listing with a list in a list, a hundred thousand times."""
+    rewritten(path, lambda document: document.update(more="here"))
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members[LISTING] = members[LISTING].replace(b'"here"', b"[" * 100_000)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
             archive.writestr(name, content)
 
 
-def escaping(path: Path) -> None:
-    name = "gateway/../../escaped"
-    rewritten(path, lambda document: document["files"].update({name: sha256(path)}), {name: path.read_bytes()})
+def overlapping(path: Path) -> None:
+    """A thousand members that are one and the same bytes."""
+    rewritten(path, lambda document: document.update(tables={"x": "0" * 10_000}))
+    with zipfile.ZipFile(path, "a") as archive:
+        listing = archive.getinfo(LISTING)
+        for number in range(1000):
+            again = copy.copy(listing)
+            again.filename = f"gateway/{number}"
+            archive.filelist.append(again)
+        archive.writestr("gateway/last", b"")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +234,30 @@ def escaping(path: Path) -> None:
         (flip, "kept.zip is damaged: "),
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "kept.zip is damaged: "),
         (lambda path: path.write_bytes(b"no archive"), "kept.zip is damaged: File is not a zip file. Nothing was changed"),
-        (escaping, r"gateway/\.\./\.\./escaped belongs to no backup"),
+        (spoiled, "kept.zip is damaged: "),
+        *(
+            (naming(name), f"{re.escape(name) or 'a file without a name'} belongs to no backup")
+            for name in (
+                "gateway/../../escaped",
+                "",
+                ".",
+                "/etc/x",
+                "gateway//x",
+                "gateway/./x",
+                "gateway/",
+                "C:/x",
+                "C:x",
+                "..",
+                "gatewayx/y",
+            )
+        ),
+        (member("demo.env", b"A=2"), "its files are not those that it lists"),
+        (member("gateway/link", b"/etc/passwd", external_attr=0o120777 << 16), "its files are not those that it lists"),
+        (member("gateway/bomb", bytes(10**8), compress_type=zipfile.ZIP_DEFLATED), "is packed as no backup packs it"),
+        (lambda path: marked(path, 8, 1), "is packed as no backup packs it"),
+        (lambda path: marked(path, 10, 99), "is packed as no backup packs it"),
+        (overlapping, "lie over one another"),
+        (nested, "is no backup of babylon-rl"),
         (lambda path: rewritten(path, lambda document: document["files"].pop("demo.env")), "its files are not those that it lists"),
         (lambda path: rewritten(path, lambda document: document["files"].update({DUMP: "0"})), "database.sql is not what was written"),
         (lambda path: rewritten(path, lambda document: document.update(format=2)), "has format 2; this version of babylon_rl reads 1"),
