@@ -12,11 +12,13 @@ import random
 import struct
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from babylon_rl.files.durable import fsync
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.settings import Settings
 
@@ -53,6 +55,8 @@ class Spool:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._directory, self._max_bytes = directory, max_bytes
         self._file: int | None = None
+        # A descriptor that is freed for the next segment: connections may hold all others.
+        self._reserve: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._size = self._number = self._others = 0
         self._opened_at = self._measured_at = -_SEGMENT_S
         self.refused = 0
@@ -63,10 +67,12 @@ class Spool:
         now = time.monotonic()
         # Only a complete segment can be removed.
         if self._size >= _SEGMENT_BYTES or now - self._opened_at >= _SEGMENT_S:
-            self.close()
+            self._complete()
         # Other processes' segments are looked at once in a while, as a look costs more than a record.
         if now - self._measured_at >= _MEASURE_S:
-            self._others, self._measured_at = stored_bytes(self._directory) - self._size, now
+            self._measured_at = now
+            with suppress(OSError):  # no descriptor is free: the last look counts
+                self._others = stored_bytes(self._directory) - self._size
         if self._others + self._size + len(frame) <= self._max_bytes and self._write(frame, now):
             return True
         self.refused += 1
@@ -74,9 +80,21 @@ class Spool:
 
     def close(self) -> None:
         """Complete the open segment, for the writer to finish."""
+        self._complete()
+        self._free_reserve()
+
+    def _complete(self) -> None:
         if self._file is not None:
             os.close(self._file)
         self._file, self._size = None, 0
+        if self._reserve is None:
+            with suppress(OSError):
+                self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _free_reserve(self) -> None:
+        if self._reserve is not None:
+            os.close(self._reserve)
+        self._reserve = None
 
     def _write(self, frame: bytes, now: float) -> bool:
         try:
@@ -89,11 +107,12 @@ class Spool:
                 return True
             os.ftruncate(self._file, self._size)  # the disk is full: half a record must not hide later ones
         except OSError:
-            self.close()
+            self._complete()
         return False
 
     def _open(self, now: float) -> None:
         self._number += 1
+        self._free_reserve()
         # Locked under a name that the writer does not look for, so that it never sees an open segment without its lock.
         name = f"{time.time_ns()}-{os.getpid()}-{self._number}"
         partial = self._directory / f".{name}"
@@ -154,16 +173,20 @@ class SpoolReader:
     def sync(self) -> None:
         """Make all segments survive a power failure, in any thread. Raises OSError: one cannot be synced; the others are."""
         broken: OSError | None = None
+        has_new = False
         for segment in self.segments():
             try:
                 with segment.open("rb") as file:
                     if (size := os.fstat(file.fileno()).st_size) != self._synced.get(segment.name):
                         os.fsync(file.fileno())
+                        has_new |= segment.name not in self._synced
                         self._synced[segment.name] = size
             except FileNotFoundError:
                 self._synced.pop(segment.name, None)
             except OSError as failed:
                 broken = failed
+        if has_new:
+            fsync(self.directory)  # of its name
         if broken is not None:
             raise broken
 

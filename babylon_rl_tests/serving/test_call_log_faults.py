@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from babylon_rl.serving import call_writer
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.call_writer import CallWriter
-from babylon_rl.serving.spool import Spool, read_status, stored_bytes
+from babylon_rl.serving.spool import Spool, SpoolReader, read_status, stored_bytes
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded.cluster import Cluster
@@ -369,6 +369,47 @@ def test_zeros_that_a_power_failure_leaves_behind_a_call_are_no_calls(recording:
     with writer(recording, database):
         wait_for(lambda: stored_bytes(directory) == 0, "the segment to be handled")
     assert call_ids(database) == ["call-1"] and read_status(directory).rejected == 0
+
+
+_WITHOUT_DESCRIPTORS = """
+import os, resource, sys
+from pathlib import Path
+from babylon_rl.serving.spool import Spool
+spool = Spool(Path(sys.argv[1]), 1024**3)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+def use_all():
+    try:
+        while True:
+            os.dup(0)
+    except OSError:
+        pass
+for record in (b"first", b"x" * 16 * 1024**2, b"in a new segment"):
+    use_all()
+    print(spool.append(record))
+"""
+
+
+def test_a_call_is_recorded_while_connections_hold_all_descriptors(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _WITHOUT_DESCRIPTORS, str(tmp_path)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (["True"] * 3, "")
+    reader = SpoolReader(tmp_path)
+    records = [record for segment in reader.segments() for record in reader.read(segment, 10, 32 * 1024**2)[0]]
+    assert [record[:20] for record in records] == [b"first", b"x" * 20, b"in a new segment"]
+
+
+def test_a_power_failure_takes_neither_a_segment_nor_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[bool] = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(stat.S_ISDIR(os.fstat(file).st_mode)), sync(file)))
+    reader, spool = SpoolReader(tmp_path), Spool(tmp_path, 1024**2)
+    for record, expected in ((b"one", [False, True]), (None, []), (b"two", [False])):
+        if record is not None:
+            assert spool.append(record)
+        reader.sync()
+        assert synced == expected, record
+        synced.clear()
+    spool.close()
 
 
 @pytest.mark.parametrize(("private", "kept"), [("", True), ("prompts", False)])
