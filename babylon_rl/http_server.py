@@ -166,6 +166,10 @@ class Door:
             if name in headers and (name in _ONCE or name.startswith(b"x-babylon-")):
                 raise ApiError(400, f"The header {name.decode()} is there twice: send it once.", "repeated_header")
             headers[name] = value
+        # h11 reads the chunks and goes on behind them; a proxy that believes the length has let a request pass there.
+        if b"transfer-encoding" in headers and b"content-length" in headers:
+            message = "The headers content-length and transfer-encoding are there both: send one of them."
+            raise ApiError(400, message, "ambiguous_length", headers={"connection": "close"})
         host = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
         if host is None:
             raise ApiError(400, "Send one header Host: the server's name or address, and its port.", "host")
