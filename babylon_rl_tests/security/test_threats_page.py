@@ -21,5 +21,5 @@ def test_a_test_that_the_page_names_exists(file: str, name: str) -> None:
 def test_every_line_of_the_page_names_a_test_and_the_page_stays_short() -> None:
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ") and "| what follows |" not in line]
     assert len(lines) == len(NAMED) >= 25
-    assert len(PAGE.read_text().split()) <= 900
+    assert len(PAGE.read_text().split()) <= 1100
     assert f"at most {MOST_OPEN} open calls" in PAGE.read_text()
