@@ -319,10 +319,10 @@ def late_jobs(connection: Connection, service: str, model: str) -> list[RemoteJo
 
 
 def usual_duration(connection: Connection, service: str) -> timedelta | None:
-    """Return the median duration of jobs that were followed to a step. From the post to the end; None without any."""
+    """Return the ninth decile of the durations of jobs that were followed to a step. From the post to the end; None without any."""
     usual: timedelta | None = connection.value(
         """
-        SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY "endedAt" - "postedAt")
+        SELECT percentile_disc(0.9) WITHIN GROUP (ORDER BY "endedAt" - "postedAt")
         FROM babylon_rl.remote_jobs WHERE "service" = %s AND "state" = 'trained' AND "jobId" IS NOT NULL
         """,
         [service],

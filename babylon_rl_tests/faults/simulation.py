@@ -197,7 +197,8 @@ class Schedule:
         if self.site.stand_in is not None:
             service = self.site.stand_in.service
             service.begin()
-            service.job_s, service.lag_s = 0.0, 0.0
+            # The same for all jobs: after a post without an answer the product waits for twice the time that they take.
+            service.job_s, service.lag_s = self.chance.choice((0.0, 0.125, 1.0)), self.chance.choice((0.0, 0.125, 0.25))
             service.post_faults, service.job_faults = [], []
 
     def run(self) -> None:
@@ -375,7 +376,6 @@ class Schedule:
             self.counts["judge with faults"] += 1
         if name == "trainer" and self.trainer == "paid" and self.site.stand_in is not None and self.chance.random() < 0.5:
             service = self.site.stand_in.service
-            service.job_s, service.lag_s = self.chance.choice((0.0, 0.125, 1.0)), self.chance.choice((0.0, 0.125, 0.25))
             if self.chance.random() < 0.5:
                 service.post_faults = [self.chance.choice(POST_FAULTS)]
             else:
