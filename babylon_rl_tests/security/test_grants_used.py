@@ -6,7 +6,6 @@ The server writes the permissions that it checks for each statement (``debug_pri
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain
@@ -16,8 +15,8 @@ import psycopg
 import pytest
 
 from babylon_rl.alerts import send_alerts
+from babylon_rl.automation.cleanup import clean_up
 from babylon_rl.automation.launch import observe_hours, run_hours
-from babylon_rl.errors import ReleaseRefused
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.recorder import TrajectoryRecorder
 from babylon_rl.serving import releases
@@ -26,11 +25,13 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import migrate
+from babylon_rl.training.export import FORMATS, export_windows
+from babylon_rl.training.export.hours import Selection, Splits
 from babylon_rl_tests.conftest import _load
 from babylon_rl_tests.judge.model_judge import asking
 from babylon_rl_tests.judge.scripted_server import judging
 from babylon_rl_tests.scored import score_windows
-from babylon_rl_tests.serving.gateways import MESSAGES, running_gateway, wait_for
+from babylon_rl_tests.serving.gateways import MESSAGES, add_version, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import model_stand_in
 from babylon_rl_tests.store.pipeline import train_once
 from babylon_rl_tests.store.test_least_privilege import Roles, record
@@ -150,19 +151,27 @@ def was_used(given: Use, used: set[Use]) -> bool:
 
 
 def run_pipeline(roles: Roles, settings: Settings) -> None:
-    """Hours, scores by rule and by a model, a training, a release and its end, alerts and cleanup."""
+    """Hours, scores by rule and by a model, a training, a release and its end, alerts, an export and cleanup."""
     database = roles.as_("role")
     database.prepare_dagster_schema()
     observe_hours(database, settings, now=lambda: NOW)
     run_hours(database, settings, [HOUR, "2025-10-29T15:00"], now=lambda: NOW)
     with judging() as judge, database.connect(autocommit=True) as connection:
         score_windows(connection, [HOUR], asking(settings, judge.url), NOW)
-    batch = train_once(database, settings)
+    train_once(database, settings)
+    add_version(roles.database, "v9.0.0", "ready")  # the dry trainer's has no weights that could be served
     author = releases.ReleaseAuthor("test", "least privilege", NOW + timedelta(hours=1))
     with database.connect(autocommit=True) as connection:
-        with suppress(ReleaseRefused):
-            releases.deploy(connection, batch.version, settings, author, strategy="immediate")
+        deployed = releases.deploy(connection, "v9.0.0", settings, author, strategy="immediate")
         send_alerts(connection, settings, NOW + timedelta(hours=2))
+        ended = releases.rollback(connection, settings, author)
+        assert deployed.rollout_id == ended.rollout_id
+        releases.deploy(connection, "v9.0.0", settings, author, strategy="immediate")  # for the gateway's call
+        exported = export_windows(
+            connection, [HOUR], str(settings.home / "exports" / "all"), FORMATS[0], settings, splits=Splits(), selection=Selection()
+        )
+        assert exported.files
+        assert len(list(clean_up(connection, settings, NOW + timedelta(days=400)))) > 3
 
 
 def run_others(roles: Roles, settings: Settings, tmp_path: Path) -> None:
