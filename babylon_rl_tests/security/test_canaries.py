@@ -10,6 +10,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+import zlib
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -136,9 +137,30 @@ def test_no_secret_is_written_anywhere_by_a_run_of_everything(sample_database: D
         said |= servers(values, key, tmp_path)
     assert {name: found for name, text in said.items() if (found := found_in(text, canaries))} == {}
     assert found_in("\n".join(lists), canaries) == []
-    files = {path: found_in(path.read_bytes().decode("latin-1"), canaries) for path in home.rglob("*") if path.is_file()}
-    assert {path.relative_to(home): found for path, found in files.items() if found} == {}
+    assert files_with(home, canaries) == {}
     assert rows_with(sample_database, canaries) == {}
+    # The search itself: it finds what is there.
+    name, canary = next(iter(CANARIES.items()))
+    (home / "dagster" / "control").write_text(f"a line with {canary}")
+    with psycopg.connect(sample_database.url) as connection:
+        assert connection.execute("SELECT count(*) FROM babylon_dagster.snapshots").fetchone() != (0,)
+        tracebacks = "SELECT count(*) FROM babylon_dagster.event_logs WHERE event LIKE '%StepFailureData%File %, line %'"
+        assert connection.execute(tracebacks).fetchone() != (0,), "the training whose storage does not answer left one"
+        connection.execute(
+            "INSERT INTO babylon_dagster.snapshots (snapshot_id, snapshot_body, snapshot_type) VALUES ('control', %s, 'PIPELINE')",
+            [zlib.compress(canary.encode())],
+        )
+        connection.execute(
+            "INSERT INTO babylon_dagster.kvs (key, value) VALUES ('control', %s)", [b64encode(f"user:{canary}".encode()).decode()]
+        )
+    assert files_with(home, canaries) == {Path("dagster/control"): [name]}
+    assert rows_with(sample_database, canaries) == {"babylon_dagster.kvs": [name], "babylon_dagster.snapshots": [name]}
+
+
+def files_with(home: Path, canaries: dict[str, str]) -> dict[Path, list[str]]:
+    """Files below a directory that hold a canary."""
+    files = {path: found_in(path.read_bytes().decode("latin-1"), canaries) for path in home.rglob("*") if path.is_file()}
+    return {path.relative_to(home): found for path, found in files.items() if found}
 
 
 def servers(variables: dict[str, str], key: str, directory: Path) -> dict[str, str]:
@@ -195,11 +217,25 @@ def rows_with(database: Database, canaries: dict[str, str]) -> dict[str, list[st
             "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
         ).fetchall()
         for (table,) in tables:
-            texts = connection.execute(f"SELECT t::text FROM {table} t WHERE t::text LIKE '%canary%' OR t::text LIKE '%Y2FuYXJ5%'")
+            texts = connection.execute(f"SELECT t::text FROM {table} t WHERE t::text LIKE '%canary%' OR t::text LIKE '%dXNlcjpjYW5hcnk%'")
             names = {name for (text,) in texts for name in found_in(text, canaries)}
+            for (column,) in connection.execute(
+                "SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = %s::regclass AND atttypid = 'bytea'::regtype",
+                [table],
+            ).fetchall():
+                values = connection.execute(f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL").fetchall()
+                names |= {name for (value,) in values for name in found_in(unpacked(value), canaries)}
             if names:
                 found[table] = sorted(names)
     return found
+
+
+def unpacked(value: bytes) -> str:
+    """Bytes as text; Dagster packs the snapshots of its jobs."""
+    try:
+        return zlib.decompress(value).decode("latin-1")
+    except zlib.error:
+        return value.decode("latin-1")
 
 
 def test_a_printed_setting_or_error_shows_no_secret(settings: Settings) -> None:
