@@ -99,7 +99,6 @@ SELECT "window", "state" FROM babylon_rl.windows w WHERE w."usableEpisodes" > 1
 AND NOT EXISTS (SELECT FROM babylon_rl.group_scores g WHERE g."window" = w."window")
 AND NOT EXISTS (SELECT FROM babylon_rl.judge_quarantine q WHERE q."window" = w."window")
 UNION ALL SELECT "window", 'pending' FROM babylon_rl.judge_pending
-UNION ALL SELECT "window", 'leased' FROM babylon_rl.judge_leases
 """
 _DEPLOYED = "SELECT version FROM public.trained_models WHERE status = 'deployed'"
 
