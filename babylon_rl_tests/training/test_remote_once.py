@@ -10,7 +10,7 @@ from babylon_rl.errors import BatchConflict
 from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.write_ahead import RemoteJob, begin_job, end_job, read_jobs
+from babylon_rl.store.write_ahead import RemoteJob, begin_job, end_job, name_job, read_jobs, usual_duration
 from babylon_rl.training.backends.serverless.runner import Times
 from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
 from babylon_rl.training.batches import cancel_batch, prepare_batch, train_batch
@@ -171,6 +171,18 @@ def test_the_database_takes_no_job_for_trained_without_a_step_or_against_what_is
     ended = replace(job, state="trained", ended_at=PLAYED_NOW, step_after=1, sequences=5, trainable_tokens=50, loss=0.5)
     with pytest.raises(CheckViolation):
         end_job(played, replace(ended, **end))
+
+
+def test_the_usual_time_of_a_job_is_that_of_nine_of_ten(played, two, batch):
+    assert usual_duration(played, "http://there") is None
+    attempt = read_batch(played, batch.batch_id).attempt
+    for minutes in range(1, 11):
+        job = RemoteJob(batch.batch_id, minutes, 1, "serverless", "http://there", "e/p/m", minutes - 1, PLAYED_NOW)
+        begin_job(played, job, attempt)
+        name_job(played, job, f"job-{minutes}")
+        ended_at = PLAYED_NOW + timedelta(minutes=minutes)
+        end_job(played, replace(job, state="trained", ended_at=ended_at, step_after=minutes, sequences=5, trainable_tokens=50, loss=0.5))
+    assert usual_duration(played, "http://there") == timedelta(minutes=9) and usual_duration(played, "http://elsewhere") is None
 
 
 @pytest.mark.slow
