@@ -45,7 +45,15 @@ AGENTS = tuple(f"agent-{number}" for number in range(3))
 ROWS = 2  # trajectories of an agent in an hour
 MOST = 2 * len(AGENTS) * ROWS  # of a batch: two hours
 PERSON = "a person"
-TIMES = Times(timedelta(seconds=4), timedelta(hours=1), poll_s=0.01, longest_poll_s=0.02, list_lag_s=1.0, timeout_s=2.0)
+TIMES = Times(
+    timedelta(seconds=4),
+    timedelta(hours=1),
+    poll_s=0.01,
+    longest_poll_s=0.02,
+    list_lag_s=1.0,
+    timeout_s=2.0,
+    first_job=timedelta(seconds=1),
+)
 WORDS = ("buy", "sell", "hold")
 
 

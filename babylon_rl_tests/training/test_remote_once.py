@@ -105,7 +105,12 @@ def test_a_post_whose_process_died_is_posted_again_only_after_the_longest_job_ti
 @pytest.mark.parametrize("faults", [["none", "drop_after"], ["none", "500_after"], ["drop_after"], ["500_after"]])
 def test_the_look_after_a_faulty_post_lasts_as_long_as_jobs_take(played, two, stand_in, batch, faults):
     stand_in.service.job_s, stand_in.service.post_faults = 1.5, faults
-    train(played, batch, two, ServerlessTrainer(two, replace(TIMES, longest_job=timedelta(hours=3), list_lag_s=0.5)))
+    train(
+        played,
+        batch,
+        two,
+        ServerlessTrainer(two, replace(TIMES, longest_job=timedelta(hours=3), list_lag_s=0.5, first_job=timedelta(seconds=1))),
+    )
     assert_trained_once(played, batch, stand_in)
     assert len(stand_in.service.jobs) == 2
 

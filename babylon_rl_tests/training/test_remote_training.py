@@ -20,7 +20,9 @@ from babylon_rl_tests.training.remote_play import HOURS, PLAYED_NOW, SEQUENCES, 
 from babylon_rl_tests.training.sample import NOW, value
 from babylon_rl_tests.training.serverless_stand_in.base import base_tokenizer
 
-SHORT = Times(timedelta(seconds=20), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=0.5, timeout_s=0.5)
+SHORT = Times(
+    timedelta(seconds=20), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=0.5, timeout_s=0.5, first_job=timedelta(0)
+)
 
 
 @pytest.fixture

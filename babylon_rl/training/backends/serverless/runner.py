@@ -2,9 +2,9 @@
 
 The row is committed before the post, and the job id as soon as it is known. A run that resumes after a crash finds one of three states.
 (1) An id: its events are followed to the end. (2) A post without an id: the run waits until the step moves or the longest job time has
-passed; after an error or a cut connection, twice the usual job time, once a job has ended there. (3) An end. A job is posted again only
-after a refusal, or after that wait and one more look. The row records the model's step before the post, so the next step belongs to this
-job. The service lists no jobs: the step is the only sign of a job without an id.
+passed; after an error or a cut connection, twice the usual job time. (3) An end. A job is posted again only after a refusal, or after that
+wait and one more look. The row records the model's step before the post, so the next step belongs to this job. The service lists no jobs:
+the step is the only sign of a job without an id.
 """
 
 import asyncio
@@ -47,8 +47,9 @@ MakePost = Callable[[], Posting]  # builds the request, once it is known that on
 class Times:
     """Time limits of a remote training.
 
-    ``longest_job``: how long a run waits for a job. ``list_lag_s``: how far a list of checkpoints or events may lag behind a job that
-    ended. ``timeout_s``: how long the service may fail to answer. ``whole``: the training time after which nothing more is posted.
+    ``longest_job``: how long a run waits for a job. ``first_job``: how long a job is taken to last before one has ended there.
+    ``list_lag_s``: how far a list of checkpoints or events may lag behind a job that ended. ``timeout_s``: how long the service may fail to
+    answer. ``whole``: the training time after which nothing more is posted.
     """
 
     longest_job: timedelta
@@ -57,6 +58,7 @@ class Times:
     longest_poll_s: float = 10.0
     list_lag_s: float = 120.0
     timeout_s: float = 300.0
+    first_job: timedelta = timedelta(minutes=15)
 
 
 class RemoteJobRunner:
@@ -203,14 +205,13 @@ class RemoteJobRunner:
         """Wait for the step or id of a post without an id, or time out.
 
         That is the longest job time; after an error or a cut connection, which may have come after acceptance, twice the time that jobs
-        take at this service, once one has ended.
+        take at this service.
         """
         longest = self._times.longest_job
         if job.error is not None:
             usual = write_ahead.usual_duration(self._run.connection, job.service)
             self._run.connection.commit()
-            # Before any job has ended there, nobody knows how long this one takes if it was accepted.
-            longest = longest if usual is None else min(longest, 2 * usual)
+            longest = min(longest, 2 * (self._times.first_job if usual is None else usual))
         # The list may show a step later than the job ended; giving up sooner would post, and pay, twice.
         deadline = job.posted_at + longest + timedelta(seconds=self._times.list_lag_s)
         poll_s = self._times.poll_s
