@@ -282,7 +282,7 @@ def main() -> int:
         "--begin", type=beginning, metavar="GAME:N", help="the first N generations play this game, as posts:2 before amounts"
     )
     parser.add_argument("--seeds", type=int, default=10, help="seeds 0 to N-1")
-    parser.add_argument("--generations", type=int, default=GENERATIONS, help="how often each seed plays, judges and trains")
+    parser.add_argument("--generations", type=int, default=GENERATIONS, help="how often each seed plays, judges and trains; at least 2")
     parser.add_argument("--windows", type=int, default=WINDOWS, help="hours of market to simulate in each generation; at least 2")
     parser.add_argument(
         "--at-once", type=int, help="seeds side by side, each 1.8 GB, 3.3 in float32; by default as many as keep all cores busy"
@@ -290,8 +290,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/evidence"), help=f"where {PAGE} and its pictures are written")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     asked = parser.parse_args()
-    if min(asked.seeds, asked.generations, asked.at_once or 1) < 1 or asked.windows < 2:
-        parser.error("--seeds, --generations and --at-once are at least 1, --windows at least 2")
+    if asked.seeds < 1 or asked.generations < 2 or asked.windows < 2 or (asked.at_once or 1) < 1:
+        parser.error("--seeds and --at-once are at least 1, --generations and --windows at least 2")
     try:
         document = evidence(asked.seeds, asked.generations, asked.windows, asked.out, asked.at_once, game_named(asked.game), asked.begin)
     except BabylonError as failed:

@@ -85,7 +85,7 @@ def page(
     at = f" (at {made_at})" if made_at else ""
     return f"""# Evidence in the game {game}
 
-Made by `python -m benchmarks.evidence --game {game}{asked}`{at}: {generations} generation{"s" * (generations > 1)}
+Made by `python -m benchmarks.evidence --game {game}{asked}`{at}: {generations} generations
 with each of {len(results)} seeds, up to {minutes:.0f} minutes of processor time a seed.
 In each generation agents play {results[0]["windows"]} new hours, the hours are judged, a version is trained from the newest one
 that the gate did not refuse (at first from the base), and it plays the benchmark.
