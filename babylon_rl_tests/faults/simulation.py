@@ -197,7 +197,7 @@ class Schedule:
             service = self.site.stand_in.service
             service.begin()
             # The same for all jobs: after a post without an answer the product waits for twice the time that they take.
-            service.job_s, service.lag_s = self.chance.choice((0.0, 0.125, 1.0)), self.chance.choice((0.0, 0.125, 0.25))
+            service.job_s, service.lag_s = self.chance.choice((0.0, 0.125, 0.25)), self.chance.choice((0.0, 0.0625))
             service.post_faults, service.job_faults = [], []
 
     def run(self) -> None:
