@@ -300,7 +300,7 @@ def _file_system(target: str, shown: str) -> tuple[Any, str]:
 
 @cache
 def _limited_session() -> type:
-    """HTTP session of the S3 driver with a time limit of each request and the head of its answer.
+    """The S3 driver's HTTP session, which gives up a request whose answer does not begin in time.
 
     The driver's own limit of reading begins once a body is sent: a store that takes no body, or never asks for it, would be waited for
     without end.

@@ -19,7 +19,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from babylon_rl_tests.serving.gateways import wait_for
-from babylon_rl_tests.store.servers import ROOT
+from babylon_rl_tests.serving.test_behind_proxies import listens, with_nginx
+from babylon_rl_tests.store.servers import ROOT, free_port
 
 pytestmark = pytest.mark.long
 MUTATION = 'mutation { deletePipelineRun(runId: "none") { __typename } }'
@@ -32,11 +33,6 @@ NAME = "dagster.example.com"
 OWN = {"origin": f"https://{NAME}", "sec-fetch-site": "same-origin", "content-type": "application/json"}
 LOGIN = {"authorization": "Basic " + b64encode(b"me:secret").decode()}
 QUERY = json.dumps({"query": "{ version }"})
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @contextmanager
@@ -55,11 +51,6 @@ def webserver(home: Path, **variables: str) -> Iterator[int]:
             process.terminate()
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as line:
-        return line.connect_ex(("127.0.0.1", port)) == 0
-
-
 @contextmanager
 def nginx_of_the_page(port: int, directory: Path) -> Iterator[int]:
     """The server of the page without TLS before a webserver; yields its port."""
@@ -71,9 +62,8 @@ def nginx_of_the_page(port: int, directory: Path) -> Iterator[int]:
     users.write_text(f"me:{hashed}\n")
     server = re.sub(r" *ssl_.*\n", "", found[1]).replace("listen 443 ssl", f"listen 127.0.0.1:{own}")
     server = server.replace("127.0.0.1:3000", f"127.0.0.1:{port}").replace("/etc/nginx/dagster.users", str(users))
-    places = "".join(f"{kind}_temp_path {directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     file = directory / "nginx.conf"
-    file.write_text(f"daemon off; user root; pid {directory}/pid; events {{}} http {{ access_log off; {places} {server} }}")
+    file.write_text(with_nginx(server, directory))
     with subprocess.Popen(["nginx", "-p", str(directory), "-e", str(directory / "errors"), "-c", str(file)]) as process:
         try:
             wait_for(lambda: listens(own), "nginx")

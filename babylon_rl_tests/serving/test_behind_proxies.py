@@ -23,7 +23,7 @@ from babylon_rl_tests.serving.admin_server import dagster_stand_in, running_admi
 from babylon_rl_tests.serving.gateways import MESSAGES, rows, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn
 from babylon_rl_tests.serving.test_http_servers import Served, answers, model_port, status_of, tiny_base, web
-from babylon_rl_tests.store.servers import ROOT
+from babylon_rl_tests.store.servers import ROOT, free_port
 
 __all__ = ["model_port", "tiny_base", "web"]
 pytestmark = pytest.mark.slow
@@ -51,7 +51,11 @@ def nginx(port: int, upstream: int, *, as_on_the_page: bool, directory: Path) ->
     server = f"server {{ location / {{ proxy_pass http://127.0.0.1:{upstream}; }} }}"
     if as_on_the_page:
         server = re.sub(r" *ssl_.*\n| *listen .*\n", "", block("nginx", "proxy_pass")).replace(":8080", f":{upstream}")
-    server = server.replace("{", f"{{ listen 127.0.0.1:{port};", 1)
+    return with_nginx(server.replace("{", f"{{ listen 127.0.0.1:{port};", 1), directory)
+
+
+def with_nginx(server: str, directory: Path) -> str:
+    """The configuration of an nginx with one server, which writes into ``directory`` alone."""
     places = "".join(f"{kind}_temp_path {directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     return f"daemon off; user root; pid {directory}/pid; events {{}} http {{ access_log off; {places} {server} }}"
 
@@ -71,8 +75,7 @@ def running(program: str, directory: Path, *, as_on_the_page: bool) -> Iterator[
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(upstream: int) -> int:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = int(free.getsockname()[1])
+        port = free_port()
         file = directory / "proxy.conf"
         if program == "caddy":
             file.write_text(caddy(port, upstream, as_on_the_page=as_on_the_page))
