@@ -1,9 +1,14 @@
 """A disk that takes no more, for the tests of what then becomes of files."""
 
+import os
 import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
 
 
 @contextmanager
@@ -20,3 +25,18 @@ def full_disk(bytes_free: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         sys.dont_write_bytecode = bytecode
+
+
+@contextmanager
+def small_disk(directory: Path, megabytes: int) -> Iterator[None]:
+    """A file system of its own at an empty directory, for programs that are not ours.
+
+    Skips the test where this process may not mount one.
+    """
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=755", "none", directory]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+        pytest.skip("only root may mount a small disk, and not in every container")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import cluster
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import migrate
+from babylon_rl_tests.full_disk import small_disk
 from babylon_rl_tests.serving.gateways import wait_for
 
 # Few connections, so that a test can use them up; each commit waits for a replica where there is one.
@@ -79,17 +79,12 @@ def full_tablespace(server: str, directory: Path) -> Iterator[str]:
 
     Skips the test where this process may not mount one.
     """
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", directory], check=False).returncode:
-        pytest.skip("only root may mount a small disk, and not in every container")
-    try:
-        with psycopg.connect(server, autocommit=True) as connection:
-            (data,) = connection.execute("SHOW data_directory").fetchone() or ("",)
-            owner = os.stat(data)
-            os.chown(directory, owner.st_uid, owner.st_gid)
-            connection.execute(f"CREATE TABLESPACE small LOCATION '{directory}'")
-            try:
-                yield "small"
-            finally:
-                connection.execute("DROP TABLESPACE small")
-    finally:
-        subprocess.run(["umount", "-l", directory], check=True)
+    with small_disk(directory, 2), psycopg.connect(server, autocommit=True) as connection:
+        (data,) = connection.execute("SHOW data_directory").fetchone() or ("",)
+        owner = os.stat(data)
+        os.chown(directory, owner.st_uid, owner.st_gid)
+        connection.execute(f"CREATE TABLESPACE small LOCATION '{directory}'")
+        try:
+            yield "small"
+        finally:
+            connection.execute("DROP TABLESPACE small")

@@ -1,5 +1,6 @@
 """The life of the embedded server: first and last users, crashes, damage. Every test works on a copy of one made cluster."""
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,8 @@ import pytest
 from babylon_rl.errors import EmbeddedServerError
 from babylon_rl.store.embedded import stop_server, use_server
 from babylon_rl.store.embedded.cluster import Cluster
-from babylon_rl_tests.full_disk import full_disk
+from babylon_rl_tests.full_disk import full_disk, small_disk
+from babylon_rl_tests.serving.gateways import wait_for
 from babylon_rl_tests.store.servers import ROOT, Holder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -239,6 +242,66 @@ def test_full_disk_at_the_first_start_is_a_sentence_and_the_next_start_works(tmp
     assert [path.name for path in tmp_path.glob("postgres*") if path.is_dir()] == []
     with use_server(tmp_path):
         pass
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's users look after it often."""
+    monkeypatch.setattr("babylon_rl.store.embedded.LOOK_S", 0.1)
+
+
+def recovered(url: str) -> psycopg.Connection:
+    """A connection to a server that is to come up again."""
+    found: list[psycopg.Connection] = []
+
+    def connects() -> bool:
+        with contextlib.suppress(psycopg.OperationalError):
+            found.append(psycopg.connect(url, autocommit=True))
+        return bool(found)
+
+    wait_for(connects, "the server to be started again")
+    return found[0]
+
+
+@pytest.mark.usefixtures("often")
+def test_server_that_is_killed_while_it_is_used_is_started_again_at_its_address(home: Path) -> None:
+    with use_server(home) as url:
+        os.kill(postmaster(home), signal.SIGKILL)
+        with recovered(url):
+            assert kept(url) == 7
+    assert not runs(home)
+
+
+@pytest.mark.usefixtures("often")
+def test_server_that_was_stopped_on_purpose_is_not_started_again(home: Path) -> None:
+    with use_server(home), use_server(home):
+        assert stop_server(home) != []
+        time.sleep(0.5)
+        assert not runs(home)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("often")
+def test_server_whose_disk_is_full_goes_on_once_there_is_room_with_all_that_it_acknowledged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path, 160), use_server(tmp_path / "home") as url:
+        connection = psycopg.connect(url, autocommit=True)
+        connection.execute("CREATE TABLE filler (text TEXT)")
+        # Its log of changes needs room first: without it the server ends.
+        (tmp_path / "filler").write_bytes(bytes(shutil.disk_usage(tmp_path).free - 2**23))
+        written = 0
+        with pytest.raises(psycopg.OperationalError):
+            while True:
+                connection.execute("INSERT INTO filler SELECT repeat(md5(n::text), 60) FROM generate_series(1, 100) AS n")
+                written += 100
+        wait_for(lambda: "No space left on device" in caplog.text, "the start to fail")
+        assert not runs(tmp_path / "home")
+        assert caplog.text.rstrip().endswith("Free some space.")
+        (tmp_path / "filler").unlink()
+        with recovered(url) as again:
+            assert again.execute("SELECT count(*) FROM filler").fetchone() == (written,)
+        wait_for(lambda: "was started again" in caplog.text, "the log to say so")
 
 
 def test_state_directory_that_is_a_file_is_a_sentence(tmp_path: Path) -> None:

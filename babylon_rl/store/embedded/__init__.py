@@ -2,10 +2,13 @@
 
 Each user holds a shared lock on ``use.lock``; starting and stopping happen under an exclusive lock on ``start.lock``. The kernel
 drops the locks of a process that dies, so the next start finds and uses a server that a crash left, and stops it afterwards.
+
+A server that ends by itself while it is used, as on a full disk, is started again by one of its users.
 """
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import sys
@@ -20,6 +23,9 @@ from typing import IO, NoReturn
 from babylon_rl.errors import EmbeddedServerError, UsageError
 from babylon_rl.store.embedded.cluster import START_TIMEOUT_S, Cluster
 
+_LOG = logging.getLogger(__name__)
+LOOK_S = 5.0  # how often a user looks whether the server has ended
+
 
 @contextlib.contextmanager
 def use_server(home: Path, *, alone: bool = False) -> Iterator[str]:
@@ -33,7 +39,7 @@ def use_server(home: Path, *, alone: bool = False) -> Iterator[str]:
     """
     with _polite_termination():
         cluster = Cluster(home)
-        lease = _open_lock(home / "use.lock")
+        lease, leaving = _open_lock(home / "use.lock"), threading.Event()
         try:
             with _start_locked(home):
                 # Before the server is looked for: a user that leaves next finds this lease, and lets the server run.
@@ -42,8 +48,10 @@ def use_server(home: Path, *, alone: bool = False) -> Iterator[str]:
                 url = cluster.url(port)
                 if alone and not _is_last(lease):
                     raise UsageError("Other commands use the embedded database. Stop them (such as `babylon-rl dev`), then run it again.")
+            threading.Thread(target=_start_again, args=(cluster, port, leaving), name="embedded-server", daemon=True).start()
             yield url
         finally:
+            leaving.set()
             # Under start.lock, so that no new user appears between the check and the stop.
             with lease, _start_locked(home):
                 if _is_last(lease):
@@ -57,6 +65,8 @@ def stop_server(home: Path) -> list[str]:
     with _start_locked(home):
         cluster = Cluster(home)
         port = cluster.running_port()
+        # Its users see by this file that the server is not to be started again.
+        cluster.port_file.unlink(missing_ok=True)
         return [f"Stopped the embedded database on port {port} ({cluster.directory})."] if cluster.stop() else []
 
 
@@ -83,6 +93,29 @@ def _ensure_running(cluster: Cluster, lease: IO[bytes]) -> int:
             raise EmbeddedServerError(f"The embedded server on port {port} does not answer. Run `babylon-rl stop`, then the command again.")
         time.sleep(0.1)
     return cluster.start()
+
+
+def _start_again(cluster: Cluster, port: int, leaving: threading.Event) -> None:
+    """Start a server that has ended by itself, until ``leaving`` is set. One that ``stop_server`` has stopped stays so."""
+    told = False
+    while not leaving.wait(LOOK_S):
+        if cluster.running_port() is not None or not cluster.port_file.exists():
+            continue
+        try:
+            with _start_locked(cluster.home):
+                # A user that leaves stops the server under this lock; so does stop_server.
+                if leaving.is_set() or cluster.running_port() is not None or not cluster.port_file.exists():
+                    continue
+                now = cluster.start()
+        except (EmbeddedServerError, OSError) as failed:
+            if not told:
+                _LOG.warning("The embedded database has ended; its start is tried every %g seconds. %s", LOOK_S, failed)
+            told = True
+            continue
+        told = False
+        _LOG.warning("The embedded database had ended, and was started again in %s.", cluster.directory)
+        if now != port:
+            _LOG.error("It is on port %d, as another program has taken %d: stop this command and start it again.", now, port)
 
 
 def _open_lock(path: Path) -> IO[bytes]:

@@ -7,6 +7,7 @@ directory (nobody, for a new one), and enters a private home such as /root by CA
 stop; nothing here takes a lock.
 """
 
+import errno
 import importlib.util
 import os
 import re
@@ -318,7 +319,9 @@ class Cluster:
     def _failure(self, started: subprocess.CompletedProcess[str]) -> str:
         fatal = [line for line in _lines(self.log) if "FATAL" in line or "PANIC" in line] or _lines(self.log)[-3:]
         reason = " ".join(fatal) or _reason(started)
-        return f"The embedded server in {self.directory} does not start: {reason} (its log: {self.log}). {_OTHERWISE}"
+        # Nothing is damaged then.
+        advice = "Free some space." if os.strerror(errno.ENOSPC) in reason else _OTHERWISE
+        return f"The embedded server in {self.directory} does not start: {reason} (its log: {self.log}). {advice}"
 
     @staticmethod
     def _write_private(path: Path, text: str) -> None:
