@@ -145,8 +145,7 @@ class Leases:
     async def acquire(self, window: str) -> None:
         """Acquire an hour's lease, once no other live run holds it. The transaction that writes the hour returns it (``finish_hour``)."""
         while True:
-            now = self._store.clock()
-            other = await self._store.run(stored.claim_lease, window, self._store.holder, now, now - LEASE, list(self._gone))
+            other = await self._store.run(stored.claim_lease, window, self._store.holder, LEASE, list(self._gone))
             if other is None:
                 return
             # the holder's process is dead: take the lease over at once
@@ -158,7 +157,7 @@ class Leases:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEWED_EVERY_S)
-            await self._store.run(stored.renew_leases, self._store.holder, self._store.clock())
+            await self._store.run(stored.renew_leases, self._store.holder)
 
 
 _LIMIT = "JUDGE_BUDGET_USD is {usd:g}: "  # prefix of the reason of a waiting hour, by which spent_until recognises it

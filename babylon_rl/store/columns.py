@@ -15,6 +15,7 @@ from babylon_rl.windows import moment
 
 T = TypeVar("T")
 IDS_AT_ONCE = 5000  # as one parameter the ids of a large hour would be megabytes, several times over
+SERVER_NOW = "clock_timestamp() AT TIME ZONE 'UTC'"  # for signs of life: the clocks of two machines may differ by more than a silence lasts
 UNSTORABLE = "\ufffd"  # replaces U+0000, which JSON allows and Postgres does not
 
 

@@ -1,8 +1,7 @@
 """Rows beside Dagster's: heartbeats of runs, versions of hours that were reported; and the cleanup of its event logs.
 
 A heartbeat names the process that holds a run. A session lock cannot serve, because none holds behind a transaction pooler
-(docs/decisions/0009). Their times are the server's, the only ones in the package: the clocks of two machines may differ by more than the
-allowed silence, and a wrong verdict ends a live run.
+(docs/decisions/0009). Their times are the server's, as a wrong verdict ends a live run.
 
 Versions are written after the report. Each Dagster storage has rows of its own, so that a new one, or another project's, gets everything.
 
@@ -15,29 +14,28 @@ from datetime import datetime
 
 import msgspec
 
-from babylon_rl.store.columns import in_parts
+from babylon_rl.store.columns import SERVER_NOW, in_parts
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import DAGSTER_SCHEMA
 
-_NOW = "clock_timestamp() AT TIME ZONE 'UTC'"
 # A run that was reported dead, or that another process has taken, cannot have its row again.
 _BEAT = f"""
-    INSERT INTO babylon_rl.run_heartbeats AS held ("runId", "holder", "seenAt") VALUES (%s, %s, {_NOW})
+    INSERT INTO babylon_rl.run_heartbeats AS held ("runId", "holder", "seenAt") VALUES (%s, %s, {SERVER_NOW})
     ON CONFLICT ("runId") DO UPDATE SET "holder" = excluded."holder", "seenAt" = excluded."seenAt"
     WHERE held."endedAt" IS NULL AND held."holder" IN ('', excluded."holder")
     RETURNING "runId"
 """
 _EXPECT = f"""
-    INSERT INTO babylon_rl.run_heartbeats ("runId", "holder", "seenAt") SELECT unnest(%s::text[]), '', {_NOW}
+    INSERT INTO babylon_rl.run_heartbeats ("runId", "holder", "seenAt") SELECT unnest(%s::text[]), '', {SERVER_NOW}
     ON CONFLICT ("runId") DO NOTHING
 """
 # FOR UPDATE: a beat and a verdict about the same run wait for each other.
 _READ = f"""
-    SELECT "runId", "holder", "seenAt", extract(epoch FROM {_NOW} - "seenAt")::float8 FROM babylon_rl.run_heartbeats
+    SELECT "runId", "holder", "seenAt", extract(epoch FROM {SERVER_NOW} - "seenAt")::float8 FROM babylon_rl.run_heartbeats
     WHERE "runId" = ANY(%s) ORDER BY "runId" FOR UPDATE
 """
 _FORGET = f"""
-    DELETE FROM babylon_rl.run_heartbeats WHERE NOT "runId" = ANY(%s) AND "seenAt" < {_NOW} - interval '1 day'
+    DELETE FROM babylon_rl.run_heartbeats WHERE NOT "runId" = ANY(%s) AND "seenAt" < {SERVER_NOW} - interval '1 day'
 """
 
 
@@ -65,7 +63,7 @@ def lock_heartbeats(connection: Connection, run_ids: Sequence[str]) -> list[Hear
 
 def end_heartbeat(connection: Connection, run_id: str) -> None:
     """Mark a run as reported dead, in the caller's transaction."""
-    connection.execute(f"""UPDATE babylon_rl.run_heartbeats SET "endedAt" = {_NOW} WHERE "runId" = %s""", (run_id,))
+    connection.execute(f"""UPDATE babylon_rl.run_heartbeats SET "endedAt" = {SERVER_NOW} WHERE "runId" = %s""", (run_id,))
 
 
 def forget_heartbeats(connection: Connection, but: Sequence[str]) -> None:

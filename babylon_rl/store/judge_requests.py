@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, listed, loaded
+from babylon_rl.store.columns import SERVER_NOW, columns_of, listed, loaded
 from babylon_rl.store.connection import Connection
 
 
@@ -147,11 +147,11 @@ def drop_reservations(connection: Connection, holders: Sequence[str]) -> None:
         connection.execute("""DELETE FROM babylon_rl.judge_reservations WHERE "holder" = ANY(%s)""", (list(holders),))
 
 
-# A lease is taken over from a holder that is silent since ``dead`` or known to be ``gone``.
-_CLAIM = """
-    INSERT INTO babylon_rl.judge_leases AS held ("window", "holder", "seenAt") VALUES (%(window)s, %(holder)s, %(now)s)
+# A lease is taken over from a holder that was silent for ``lasts``, or is known to be ``gone``.
+_CLAIM = f"""
+    INSERT INTO babylon_rl.judge_leases AS held ("window", "holder", "seenAt") VALUES (%(window)s, %(holder)s, {SERVER_NOW})
     ON CONFLICT ("window") DO UPDATE SET "holder" = excluded."holder", "seenAt" = excluded."seenAt"
-    WHERE held."holder" = excluded."holder" OR held."seenAt" < %(dead)s OR held."holder" = ANY(%(gone)s)
+    WHERE held."holder" = excluded."holder" OR held."seenAt" < excluded."seenAt" - %(lasts)s OR held."holder" = ANY(%(gone)s)
     RETURNING "window"
 """
 _DROP_LEASES = """
@@ -159,18 +159,18 @@ _DROP_LEASES = """
 """
 
 
-def claim_lease(connection: Connection, window: str, holder: str, now: datetime, dead: datetime, gone: Sequence[str] = ()) -> str | None:
-    """Claim the lease of an hour: None on success, else its holder, seen since ``dead`` and not among ``gone``."""
+def claim_lease(connection: Connection, window: str, holder: str, lasts: timedelta, gone: Sequence[str] = ()) -> str | None:
+    """Claim the lease of an hour: None on success, else its holder, seen for the last time less than ``lasts`` ago, and not ``gone``."""
     with connection.transaction():
-        parameters = {"window": window, "holder": holder, "now": now, "dead": dead, "gone": list(gone)}
+        parameters = {"window": window, "holder": holder, "lasts": lasts, "gone": list(gone)}
         if connection.value(_CLAIM, parameters) is not None:
             return None
         return str(connection.value("""SELECT "holder" FROM babylon_rl.judge_leases WHERE "window" = %s""", (window,)) or "")
 
 
-def renew_leases(connection: Connection, holder: str, now: datetime) -> None:
+def renew_leases(connection: Connection, holder: str) -> None:
     with connection.transaction():
-        connection.execute("""UPDATE babylon_rl.judge_leases SET "seenAt" = %s WHERE "holder" = %s""", (now, holder))
+        connection.execute(f"""UPDATE babylon_rl.judge_leases SET "seenAt" = {SERVER_NOW} WHERE "holder" = %s""", (holder,))
 
 
 def drop_leases(connection: Connection, holder: str, windows: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from babylon_rl.store.columns import columns_of, listed
+from babylon_rl.store.columns import SERVER_NOW, columns_of, listed
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.windows import window_of
@@ -186,7 +186,7 @@ def automation_state(connection: Connection) -> AutomationState:
 
 
 def clock_of(connection: Connection) -> datetime:
-    at: datetime = connection.row("SELECT clock_timestamp() AT TIME ZONE 'UTC'")[0]
+    at: datetime = connection.row(f"SELECT {SERVER_NOW}")[0]
     return at
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
 
 from babylon_rl.errors import CheckpointError, ReleaseRefused, UsageError
 from babylon_rl.files.durable import publish_directory, sha256
@@ -101,7 +102,14 @@ def import_version(connection: Connection, settings: Settings, weights: Imported
                 batch_id, 0, weights.version, parent.version, parent.base_model, parent.backend, str(final), url or str(final),
                 sha256(final / MANIFEST), [], None, {"upload": dict(weights.facts)}, now, uploaded_url=url,
             )  # fmt: skip
-            return register_import(connection, new)
+            try:
+                return register_import(connection, new)
+            except psycopg.errors.UniqueViolation as now:  # by a producer that does not ask for the lock
+                raise _taken(weights.version) from now
+
+
+def _taken(version: str) -> ReleaseRefused:
+    return ReleaseRefused(f"{version} is registered already; a version is never replaced.")
 
 
 def _known_parent(connection: Connection, weights: ImportedWeights) -> Model:
@@ -124,7 +132,7 @@ def _take_place(connection: Connection, final: Path) -> None:
     lock_registry(connection)
     version = final.name
     if version_taken(connection, version):
-        raise ReleaseRefused(f"{version} is registered already; a version is never replaced.")
+        raise _taken(version)
     waiting = reserved_by(connection, version)
     if waiting is not None:
         raise ReleaseRefused(f"{version} will be what {waiting} trains; choose a higher version.")

@@ -18,6 +18,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from babylon_rl.errors import CheckpointError, ModelUnavailable, TrainingPaused, UsageError
 from babylon_rl.files.durable import Removal, copy_tree, sha256
 from babylon_rl.models.checkpoint_store import (
@@ -51,6 +53,7 @@ from babylon_rl.store.batches import (
     BatchEpisode,
     advance_batch,
     bar_dropped,
+    hold_batch,
     lock_registry,
     read_batch,
     read_batches,
@@ -201,10 +204,13 @@ def publish_and_register(
         copy_tree(run.work / str(steps[-1].iteration), staging, leave_out=(f"{STATE_PREFIX}*", RESULT_FILE))
         if (tokenizer_dir := run.trainer.tokenizer_dir()) is not None:
             copy_tokenizer(tokenizer_dir, staging)
-        run.beat()  # a run that was taken over must not replace what the newer one has published, and perhaps registered
-        if final.exists() and not _unknown(run, final):
-            shutil.rmtree(final)  # _own_version made sure that no row points to it
-        publish(staging, final, manifest)
+        unknown = _unknown(run, final)
+        # With the batch's row locked no newer run can take over and register what is replaced here.
+        with own_transaction(run.connection):
+            hold_batch(run.connection, run.batch.batch_id, run.attempt, run.clock())
+            if final.exists() and not unknown:
+                shutil.rmtree(final)  # _own_version made sure that no row points to it
+            publish(staging, final, manifest)
     except OSError:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -250,18 +256,22 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
         episodes=episodes, loss=steps[-1].loss, metrics=metrics, now=run.clock(), uploaded_url=url,
         wandb_artifact_id=remote.artifact if remote else None,
     )  # fmt: skip
+    taken = TrainingPaused(
+        f"Another producer took {new.version} while {new.batch_id} was being published; its next run takes the next number."
+    )
     # Under the registry lock: a version number taken meanwhile sends the batch back for the next one. Under the locks of its hours before:
     # their judge writes to the same trajectories, in another order.
-    with own_transaction(run.connection):
-        lock_windows(run.connection, new.windows)
-        lock_registry(run.connection)
-        # Where the batch itself has taken it, another run of it came first, and register_model says so.
-        if registry.version_taken(run.connection, new.version) and registry.model_of_batch(run.connection, new.batch_id) is None:
-            raise TrainingPaused(
-                f"Another producer took {new.version} while {new.batch_id} was being published; its next run takes the next number."
-            )
-        model = registry.register_model(run.connection, new, REGISTER)
-        bar_dropped(run.connection, new.batch_id, (NO_SEQUENCE, NO_TOKEN), new.now)
+    try:
+        with own_transaction(run.connection):
+            lock_windows(run.connection, new.windows)
+            lock_registry(run.connection)
+            # Where the batch itself has taken it, another run of it came first, and register_model says so.
+            if registry.version_taken(run.connection, new.version) and registry.model_of_batch(run.connection, new.batch_id) is None:
+                raise taken
+            model = registry.register_model(run.connection, new, REGISTER)
+            bar_dropped(run.connection, new.batch_id, (NO_SEQUENCE, NO_TOKEN), new.now)
+    except psycopg.errors.UniqueViolation as now:  # other producers do not ask for the lock
+        raise taken from now
     _tidy(run)
     # What cannot be deleted now is deleted by the next training or cleanup; this version is registered.
     for sentence in prune(run.connection, settings, run.checkpoints, run.clock()).removal.refused:

@@ -90,7 +90,7 @@ SELECT "version" FROM babylon_rl.rollouts o WHERE "state" IN ('candidate', 'roll
 AND NOT EXISTS (SELECT FROM babylon_rl.releases r WHERE r."version" = o."version" AND r."decision" = 'pass')
 """
 _DEAD_LEASES = r"""UPDATE babylon_rl.judge_leases SET "holder" = regexp_replace("holder", '/[0-9]+[.][0-9]+/', '/0.00/')"""
-_EXPIRED_LEASES = """UPDATE babylon_rl.judge_leases SET "holder" = 'elsewhere/1/0.00/1', "seenAt" = %s - interval '1 minute'"""
+_EXPIRED_LEASES = """UPDATE babylon_rl.judge_leases SET "holder" = 'elsewhere/1/0.00/1', "seenAt" = "seenAt" - interval '1 minute'"""
 _ANSWERS = """
 SELECT count(*), count(*) FILTER (WHERE "retired" AND cardinality("faults") = 0) FROM babylon_rl.judge_requests
 """
@@ -193,11 +193,13 @@ class Schedule:
         self.site.judge.begin(self.seed)
         if self.site.models is not None:
             self.site.models.rules = Skills(self.seed)
+        # Drawn with any site, so that a seed alone is the same schedule as among others. The same for all jobs: after a post without an
+        # answer the product waits for twice the time that they take.
+        job_s, lag_s = self.chance.choice((0.0, 0.125, 0.25)), self.chance.choice((0.0, 0.0625))
         if self.site.stand_in is not None:
             service = self.site.stand_in.service
             service.begin()
-            # The same for all jobs: after a post without an answer the product waits for twice the time that they take.
-            service.job_s, service.lag_s = self.chance.choice((0.0, 0.125, 0.25)), self.chance.choice((0.0, 0.0625))
+            service.job_s, service.lag_s = job_s, lag_s
             service.post_faults, service.job_faults = [], []
 
     def run(self) -> None:
@@ -272,7 +274,7 @@ class Schedule:
         Of a process of another machine only the lease's age shows that.
         """
         if self.chance.random() < 0.4:
-            self.counts["leases that expire"] += self.connection.execute(_EXPIRED_LEASES, [self.now]).rowcount
+            self.counts["leases that expire"] += self.connection.execute(_EXPIRED_LEASES).rowcount
         else:
             self.connection.execute(_DEAD_LEASES)
         self.connection.commit()
@@ -312,13 +314,13 @@ class Schedule:
             settings = settings.model_copy(update={"judge_timeout_seconds": SHORT_LIMIT_S})
         return Scene(settings, self.now, windows, draw, calls, serving)
 
-    def _life(self, name: str, faults: Sequence[Fault], *, beside: bool = False) -> Life:
+    def life(self, name: str, faults: Sequence[Fault], *, beside: bool = False) -> Life:
         actor, scene = ACTORS[name][0], self._scene()
         self.lives.append(Life(name, lambda life: actor(life, scene), self.url, list(faults), beside=beside))
         return self.lives[-1]
 
     def _live(self, name: str, faults: Sequence[Fault]) -> None:
-        life = self._life(name, faults)
+        life = self.life(name, faults)
         life.go_on()
         self._end(life)
 
@@ -328,7 +330,7 @@ class Schedule:
         other = name if chance.random() < 0.6 else self._choose()
         stop = self._fault("pauses", name)
         after = [Fault(chance.choice(KINDS), stop.at + chance.randint(1, ACTORS[name][2]))] if chance.random() < 0.3 else []
-        first = self._life(name, [stop, *after])
+        first = self.life(name, [stop, *after])
         first.go_on()
         if first.ended:
             return self._end(first)
@@ -341,8 +343,12 @@ class Schedule:
         if chance.random() < 0.3 and not {name, other} & {"judge", "trainer"}:
             self.now += HOUR
             self.counts["slow by an hour"] += 1
-        second = self._life(other, self._faults(other) if chance.random() < 0.3 else [], beside=True)
-        self._tell(f"{name} pauses at {first.passed[-1]!r} ({len(first.passed)}); {other} runs beside it")
+        return self.beside(first, other, self._faults(other) if chance.random() < 0.3 else [])
+
+    def beside(self, first: Life, other: str, faults: Sequence[Fault] = ()) -> None:
+        """An actor runs beside a life that pauses, which then goes on to its end."""
+        second = self.life(other, faults, beside=True)
+        self._tell(f"{first.name} pauses at {first.passed[-1]!r} ({len(first.passed)}); {other} runs beside it")
         self.counts["two at once"] += 1
         second.go_on()
         if second.ended:
@@ -359,7 +365,6 @@ class Schedule:
             second.beside, self.in_flight = False, 0
             second.go_on()
             self._end(second)
-        return None
 
     def _kill(self, name: str) -> None:
         at = self._place(name)

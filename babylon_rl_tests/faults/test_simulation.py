@@ -5,13 +5,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from babylon_rl.errors import CheckpointError
+from babylon_rl.errors import BatchConflict, CheckpointError, TrainingPaused
 from babylon_rl.store.database import Database
 from babylon_rl_tests.faults import run_schedules
+from babylon_rl_tests.faults.lives import Fault
 from babylon_rl_tests.faults.run_schedules import copied, judge_site, own_server, quiet, run_schedule, trainer_of
 from babylon_rl_tests.faults.simulation import Schedule, Site
 from babylon_rl_tests.judge.scripted_server import judging
@@ -43,9 +45,12 @@ def test_a_seed_repeats_its_schedule(site: Site, copy_of: Callable[[str], Databa
     assert first.story == again.story
 
 
-def test_schedules_with_the_cpu_trainer_and_with_the_service_repeat() -> None:
+def test_a_seed_is_the_same_schedule_among_those_of_other_trainers_which_repeat(site: Site, copy_of: Callable[[str], Database]) -> None:
     counts: Counter[str] = Counter()
+    alone = run_schedule(3, site, copy_of("migrated").url)
     with own_server() as server, run_schedules.site(server, {"cpu", "paid"}) as at, quiet():
+        with copied(server, "schedule") as url:
+            assert run_schedule(3, at, url).story == alone.story
         for seed in (CPU_SEED, PAID_SEED):
             stories = []
             for _ in range(2):
@@ -55,6 +60,50 @@ def test_schedules_with_the_cpu_trainer_and_with_the_service_repeat() -> None:
             assert stories[0] == stories[1]
             counts += schedule.counts
     assert counts["pass by play"] and counts["fail by play"] and counts["training service with faults"]
+
+
+def frozen_batch(site: Site, copy_of: Callable[[str], Database], home: Path) -> Schedule:
+    """An hour, judged and frozen into a batch."""
+    home.mkdir()
+    schedule = Schedule(1, site, copy_of("migrated").url, home, "dry")
+    schedule.next_hour()
+    schedule.act("recorder", "hours", "judge", "freezer")
+    return schedule
+
+
+def test_a_number_that_another_producer_takes_at_the_last_moment_sends_the_batch_back_for_the_next(
+    site: Site, copy_of: Callable[[str], Database], tmp_path: Path
+) -> None:
+    schedule = frozen_batch(site, copy_of, tmp_path / "home")
+    with closing(schedule.connection):
+        trainer = schedule.life("trainer", [Fault("pauses", 1, "INSERT INTO public.trained_models")])
+        trainer.go_on()
+        schedule.beside(trainer, "other producer")
+        assert isinstance(trainer.error, TrainingPaused)
+        schedule.finish()
+
+
+def test_a_trainer_that_stands_still_while_it_publishes_lets_a_newer_run_finish_and_harms_nothing(
+    site: Site, copy_of: Callable[[str], Database], tmp_path: Path
+) -> None:
+    frozen = partial(frozen_batch, site, copy_of)
+    schedule = frozen(tmp_path / "whole")
+    with closing(schedule.connection):
+        schedule.act("trainer")
+    passed = schedule.lives[-1].passed
+    first = next(place for place, boundary in enumerate(passed) if "/publish-" in boundary)
+    completed = 0
+    registers = next(place for place, boundary in enumerate(passed) if boundary.startswith("INSERT INTO public.trained_models"))
+    for place in range(first, registers):
+        schedule = frozen(tmp_path / str(place))
+        with closing(schedule.connection):
+            older = schedule.life("trainer", [Fault("pauses", place)])
+            older.go_on()
+            schedule.beside(older, "trainer")
+            schedule.check()
+            completed += isinstance(older.error, BatchConflict)
+            schedule.finish()
+    assert completed  # by the newer run
 
 
 @pytest.fixture
