@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pwd
+import resource
 import shutil
 import signal
 import socket
@@ -265,7 +266,11 @@ def recovered(url: str) -> psycopg.Connection:
 
 @pytest.mark.usefixtures("often")
 def test_server_that_is_killed_while_it_is_used_is_started_again_at_its_address(home: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with use_server(home) as url:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # its user cannot look after it for a while
+        time.sleep(0.3)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         os.kill(postmaster(home), signal.SIGKILL)
         with recovered(url):
             assert kept(url) == 7

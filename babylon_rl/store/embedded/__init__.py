@@ -99,12 +99,12 @@ def _start_again(cluster: Cluster, port: int, leaving: threading.Event) -> None:
     """Start a server that has ended by itself, until ``leaving`` is set. One that ``stop_server`` has stopped stays so."""
     told = False
     while not leaving.wait(LOOK_S):
-        if cluster.running_port() is not None or not cluster.port_file.exists():
+        if not _has_ended(cluster):
             continue
         try:
             with _start_locked(cluster.home):
                 # A user that leaves stops the server under this lock; so does stop_server.
-                if leaving.is_set() or cluster.running_port() is not None or not cluster.port_file.exists():
+                if leaving.is_set() or not _has_ended(cluster):
                     continue
                 now = cluster.start()
         except (EmbeddedServerError, OSError) as failed:
@@ -116,6 +116,13 @@ def _start_again(cluster: Cluster, port: int, leaving: threading.Event) -> None:
         _LOG.warning("The embedded database had ended, and was started again in %s.", cluster.directory)
         if now != port:
             _LOG.error("It is on port %d, as another program has taken %d: stop this command and start it again.", now, port)
+
+
+def _has_ended(cluster: Cluster) -> bool:
+    """True if the server has ended by itself."""
+    with contextlib.suppress(OSError):  # no free descriptor to look with: the next look tells
+        return cluster.running_port() is None and cluster.port_file.exists()
+    return False
 
 
 def _open_lock(path: Path) -> IO[bytes]:
