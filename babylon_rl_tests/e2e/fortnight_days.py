@@ -17,7 +17,7 @@ from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.store.embedded import use_server
+from babylon_rl.store.embedded import stop_server, use_server
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.releases import ON_TRIAL, read_rollouts, read_routing
@@ -125,7 +125,7 @@ def _hour(days: Fortnight, cluster: Cluster, day: int, hour: int, judge_url: str
                 days.tell(f"{deliver(connection, days.now)} late rows arrive.")
     if (day, hour) == (RESTART, PLAYED[1]):
         days.tell("The database stops, with everything that Dagster remembers.")
-        cluster.stop()
+        stop_server(cluster.home)
         with suppress(*DOWN):
             days.pass_hour((1,))
         cluster.start()

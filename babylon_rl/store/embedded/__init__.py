@@ -25,6 +25,7 @@ from babylon_rl.store.embedded.cluster import START_TIMEOUT_S, Cluster
 
 _LOG = logging.getLogger(__name__)
 LOOK_S = 5.0  # how often a user looks whether the server has ended
+STOPPED = "postgres.stopped"  # its users see by this file that a server is not to be started again
 
 
 @contextlib.contextmanager
@@ -65,8 +66,7 @@ def stop_server(home: Path) -> list[str]:
     with _start_locked(home):
         cluster = Cluster(home)
         port = cluster.running_port()
-        # Its users see by this file that the server is not to be started again.
-        cluster.port_file.unlink(missing_ok=True)
+        (home / STOPPED).touch()
         return [f"Stopped the embedded database on port {port} ({cluster.directory})."] if cluster.stop() else []
 
 
@@ -92,6 +92,7 @@ def _ensure_running(cluster: Cluster, lease: IO[bytes]) -> int:
         if time.monotonic() > deadline:
             raise EmbeddedServerError(f"The embedded server on port {port} does not answer. Run `babylon-rl stop`, then the command again.")
         time.sleep(0.1)
+    (cluster.home / STOPPED).unlink(missing_ok=True)
     return cluster.start()
 
 
@@ -121,7 +122,7 @@ def _start_again(cluster: Cluster, port: int, leaving: threading.Event) -> None:
 def _has_ended(cluster: Cluster) -> bool:
     """True if the server has ended by itself."""
     with contextlib.suppress(OSError):  # no free descriptor to look with: the next look tells
-        return cluster.running_port() is None and cluster.port_file.exists()
+        return cluster.running_port() is None and cluster.directory.is_dir() and not (cluster.home / STOPPED).exists()
     return False
 
 
