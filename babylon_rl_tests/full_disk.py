@@ -1,4 +1,4 @@
-"""A disk that takes no more, for the tests of what then becomes of files."""
+"""A disk that takes no more, and a process that can open no more, for the tests of what then becomes of files."""
 
 import os
 import resource
@@ -40,3 +40,14 @@ def small_disk(directory: Path, megabytes: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", directory], check=True)
+
+
+@contextmanager
+def no_free_descriptor() -> Iterator[None]:
+    """This process can open no file and no connection."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

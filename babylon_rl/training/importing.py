@@ -104,8 +104,8 @@ def import_version(connection: Connection, settings: Settings, weights: Imported
             )  # fmt: skip
             try:
                 return register_import(connection, new)
-            except psycopg.errors.UniqueViolation as now:  # by a producer that does not ask for the lock
-                raise _taken(weights.version) from now
+            except psycopg.errors.UniqueViolation as conflict:  # by a producer that does not ask for the lock
+                raise _taken(weights.version) from conflict
 
 
 def _taken(version: str) -> ReleaseRefused:

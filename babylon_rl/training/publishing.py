@@ -204,11 +204,10 @@ def publish_and_register(
         copy_tree(run.work / str(steps[-1].iteration), staging, leave_out=(f"{STATE_PREFIX}*", RESULT_FILE))
         if (tokenizer_dir := run.trainer.tokenizer_dir()) is not None:
             copy_tokenizer(tokenizer_dir, staging)
-        unknown = _unknown(run, final)
         # With the batch's row locked no newer run can take over and register what is replaced here.
         with own_transaction(run.connection):
             hold_batch(run.connection, run.batch.batch_id, run.attempt, run.clock())
-            if final.exists() and not unknown:
+            if final.exists() and not _unknown(run, final):
                 shutil.rmtree(final)  # _own_version made sure that no row points to it
             publish(staging, final, manifest)
     except OSError:
@@ -270,8 +269,8 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
                 raise taken
             model = registry.register_model(run.connection, new, REGISTER)
             bar_dropped(run.connection, new.batch_id, (NO_SEQUENCE, NO_TOKEN), new.now)
-    except psycopg.errors.UniqueViolation as now:  # other producers do not ask for the lock
-        raise taken from now
+    except psycopg.errors.UniqueViolation as conflict:  # other producers do not ask for the lock
+        raise taken from conflict
     _tidy(run)
     # What cannot be deleted now is deleted by the next training or cleanup; this version is registered.
     for sentence in prune(run.connection, settings, run.checkpoints, run.clock()).removal.refused:

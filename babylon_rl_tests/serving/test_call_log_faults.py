@@ -3,7 +3,6 @@
 import http.client
 import json
 import os
-import resource
 import signal
 import stat
 import subprocess
@@ -28,6 +27,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import migrate
+from babylon_rl_tests.full_disk import no_free_descriptor
 from babylon_rl_tests.memory import quick_directory
 from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.serving.gateways import Clients, add_version, gateway_process, rows, running_gateway, wait_for
@@ -160,7 +160,7 @@ def test_a_writer_is_started_again_once_there_are_free_files_and_leaves_none_ope
 ) -> None:
     monkeypatch.setattr(call_writer, "_RESTART_S", 0.2)
     settings = settings.model_copy(update={"database_url": SecretStr(database.url)})
-    this, limits = psutil.Process(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    this = psutil.Process()
     known = {child.pid for child in this.children()}
 
     def writers() -> set[int]:
@@ -169,11 +169,8 @@ def test_a_writer_is_started_again_once_there_are_free_files_and_leaves_none_ope
     with call_writer.call_writer(settings):
         (first,), files = writers(), this.num_fds()
         os.kill(first, signal.SIGKILL)
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        with no_free_descriptor():
             time.sleep(1)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         wait_for(lambda: writers() - {first}, "a new writer")
         wait_for(lambda: this.num_fds() <= files, "the files of its start to be closed")
     assert writers() == set()

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pwd
-import resource
 import shutil
 import signal
 import socket
@@ -21,7 +20,7 @@ import pytest
 from babylon_rl.errors import EmbeddedServerError
 from babylon_rl.store.embedded import stop_server, use_server
 from babylon_rl.store.embedded.cluster import Cluster
-from babylon_rl_tests.full_disk import full_disk, small_disk
+from babylon_rl_tests.full_disk import full_disk, no_free_descriptor, small_disk
 from babylon_rl_tests.serving.gateways import wait_for
 from babylon_rl_tests.store.servers import ROOT, Holder
 
@@ -266,11 +265,9 @@ def recovered(url: str) -> psycopg.Connection:
 
 @pytest.mark.usefixtures("often")
 def test_server_that_is_killed_while_it_is_used_is_started_again_at_its_address(home: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with use_server(home) as url:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # its user cannot look after it for a while
-        time.sleep(0.3)
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        with no_free_descriptor():  # its user cannot look after it for a while
+            time.sleep(0.3)
         os.kill(postmaster(home), signal.SIGKILL)
         with recovered(url):
             assert kept(url) == 7
