@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from babylon_rl.errors import CheckpointError, Diverged, NothingToTrain
-from babylon_rl.models.checkpoints import WEIGHTS, Manifest, publish, verify
+from babylon_rl.models.checkpoints import WEIGHTS, Manifest, RemoteCheckpoint, publish, verify, write_remote
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.settings import Settings
@@ -291,15 +291,25 @@ def adam_steps(directory: Path) -> set[float]:
     return {float(value) for name, value in load_file(directory / OPTIMIZER_STATE).items() if name.endswith(":step")}
 
 
-@pytest.mark.parametrize("broken", ["no adapter", "not weights"])
-def test_a_parent_that_cannot_be_continued_from_is_named(cpu_settings: Settings, tmp_path: Path, broken: str) -> None:
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("no adapter", "cannot be continued from"),
+        ("not weights", "cannot be continued from"),
+        ("at a service", "The parent is a:step3 at https://a, whose weights are not on this machine. Train there"),
+    ],
+)
+def test_a_parent_that_cannot_be_continued_from_is_named(cpu_settings: Settings, tmp_path: Path, broken: str, said: str) -> None:
     parent = tmp_path / "parent"
-    if broken == "no adapter":
-        parent.mkdir()
-    else:
+    if broken == "not weights":
         trained(cpu_settings, parent, make_lesson(1))
         (parent / WEIGHTS).write_bytes(b"not safetensors")
-    with pytest.raises(CheckpointError, match="cannot be continued from"):
+    else:
+        parent.mkdir()
+    if broken == "at a service":
+        url = "https://a"
+        write_remote(parent, RemoteCheckpoint(service=url, model="a", step=3, artifact="a:step3", inference_name="a", inference_url=url))
+    with pytest.raises(CheckpointError, match=said):
         trained(cpu_settings, tmp_path / "out", make_lesson(1), parent=parent)
 
 

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from babylon_rl.chats import is_cut, log_probability
 from babylon_rl.errors import CheckpointError, RequestRefused, UsageError, first_line
 from babylon_rl.models.base_model import quiet_loading
+from babylon_rl.models.checkpoints import read_remote
 from babylon_rl.models.device import PROCESSOR, BatchSizes, Device, batch_sizes, best_device
 from babylon_rl.models.row_attention import (
     LowerStates,
@@ -360,9 +361,14 @@ def load_policy(base_dir: Path, parent: Path | None, dtype: torch.dtype | None =
 
     ``device`` None chooses ``best_device()``, ``dtype`` None the device's.
 
-    Raises CheckpointError: the parent is damaged, or does not fit the base.
+    Raises CheckpointError: the parent is damaged, is kept by a service, or does not fit the base.
     """
     device = device or best_device()
+    if parent is not None and (remote := read_remote(parent)) is not None:
+        raise CheckpointError(
+            f"The parent is {remote.artifact} at {remote.service}, whose weights are not on this machine. Train there (set WANDB_API_KEY "
+            "and unset TRAINER), or set LOCAL_BASE_MODEL to another base to begin a line of its own."
+        )
     with quiet_loading():
         tokenizer = AutoTokenizer.from_pretrained(base_dir, trust_remote_code=False)
         base = AutoModelForCausalLM.from_pretrained(
