@@ -1,4 +1,4 @@
-"""A connection to a migrated database."""
+"""A connection to a migrated database, and the service and the hours of serverless trainings."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,9 @@ import pytest
 
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
+from babylon_rl_tests.training.remote_play import played_database, stand_in
+
+__all__ = ["played_database", "stand_in"]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import urllib.error
 import urllib.request
 import zlib
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,12 +22,22 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
+from babylon_rl.serving.dagster_client import LOCATION, REPOSITORY, DagsterClient
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.cli.test_command_line import environment
 from babylon_rl_tests.command_server import run_command
+from babylon_rl_tests.e2e.dev import ask
 from babylon_rl_tests.http_stand_in import Handler, served
 from babylon_rl_tests.judge.scripted_server import judging
+from babylon_rl_tests.scale.machines import PASSWORD, Redis, site
+from babylon_rl_tests.scripted_judge.judge import ScriptedJudge
+from babylon_rl_tests.tiny_model import make_base
+from babylon_rl_tests.training.remote_play import HOURS, PLAYED_NOW
+from babylon_rl_tests.training.serverless_stand_in import StandIn
+from babylon_rl_tests.training.serverless_stand_in.base import base_tokenizer
+from babylon_rl_tests.training.weights_and_biases import weights_and_biases
 
 HOUR = "2025-10-29T14:00"
 # Read by settings, or by libraries from the environment.
@@ -72,14 +83,14 @@ def process_lists() -> Iterator[set[str]]:
         thread.join()
 
 
-@pytest.fixture
-def role(sample_database: Database) -> Iterator[str]:
-    """The address of the game's database for a role whose password is a canary."""
+@contextmanager
+def role_of(database: Database) -> Iterator[str]:
+    """The address of a game's database for a role whose password is a canary."""
     name = f"canary_{os.getpid()}"
-    with sample_database.connect(autocommit=True) as connection:
+    with database.connect(autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {name} LOGIN SUPERUSER PASSWORD '{CANARIES['DATABASE_URL']}'")
-    yield re.sub("//[^@]*@", f"//{name}:{CANARIES['DATABASE_URL']}@", sample_database.url)
-    with sample_database.connect(autocommit=True) as connection:
+    yield re.sub("//[^@]*@", f"//{name}:{CANARIES['DATABASE_URL']}@", database.url)
+    with database.connect(autocommit=True) as connection:
         connection.execute(f"REASSIGN OWNED BY {name} TO CURRENT_USER")
         connection.execute(f"DROP OWNED BY {name}")
         connection.execute(f"DROP ROLE {name}")
@@ -101,17 +112,23 @@ def planted(service: str, role: str, home: Path) -> dict[str, str]:
     return environment(home, **values, **DRY, JUDGE_MODEL="openai/scripted", JUDGE_BASE_URL=f"{service}/v1")
 
 
+def forms(secret: str) -> list[str]:
+    """A secret as it is, and the parts of base64 that show it whatever stands before and behind it."""
+    shifted = [b64encode(b" " * shift + secret.encode()).decode() for shift in range(3)]
+    return [secret, *(coded[4 * (shift > 0) : -4] for shift, coded in enumerate(shifted))]
+
+
 def found_in(text: str, canaries: dict[str, str]) -> list[str]:
-    """Names of the secrets that a text holds, as they are or in the header of basic authentication."""
-    coded = {name: b64encode(f"user:{canary}".encode()).decode() for name, canary in canaries.items()}
-    return [name for name, canary in canaries.items() if canary in text or coded[name] in text]
+    """Names of the secrets that a text holds, as they are or in base64, as in the header of basic authentication."""
+    return [name for name, canary in canaries.items() if any(form in text for form in forms(canary))]
 
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
-def test_no_secret_is_written_anywhere_by_a_run_of_everything(sample_database: Database, role: str, tmp_path: Path) -> None:
+def test_no_secret_is_written_anywhere_by_a_run_of_everything(sample_database: Database, tmp_path: Path) -> None:
     home, said = tmp_path / "home", dict[str, str]()
     with ExitStack() as stack:
+        role = stack.enter_context(role_of(sample_database))
         service, judge = stack.enter_context(repeating()), stack.enter_context(judging())
         values = planted(service, role, home)
         lists = stack.enter_context(process_lists())
@@ -134,7 +151,7 @@ def test_no_secret_is_written_anywhere_by_a_run_of_everything(sample_database: D
         key = json.loads(run("keys", "create", "canary", "--admin", "--json").stdout)["key"]
         said["keys create canary --admin --json"] = ""  # shown once, to its owner
         canaries = CANARIES | {"a client's key": key}
-        said |= servers(values, key, tmp_path)
+        said |= servers(FAILING, values, key, tmp_path)
     assert {name: found for name, text in said.items() if (found := found_in(text, canaries))} == {}
     assert found_in("\n".join(lists), canaries) == []
     assert files_with(home, canaries) == {}
@@ -151,10 +168,74 @@ def test_no_secret_is_written_anywhere_by_a_run_of_everything(sample_database: D
             [zlib.compress(canary.encode())],
         )
         connection.execute(
-            "INSERT INTO babylon_dagster.kvs (key, value) VALUES ('control', %s)", [b64encode(f"user:{canary}".encode()).decode()]
+            "INSERT INTO babylon_dagster.kvs (key, value) VALUES ('control', %s)", [b64encode(f"any:{canary}".encode()).decode()]
         )
     assert files_with(home, canaries) == {Path("dagster/control"): [name]}
     assert rows_with(sample_database, canaries) == {"babylon_dagster.kvs": [name], "babylon_dagster.snapshots": [name]}
+
+
+PAGES = (
+    "{ instance { info daemonHealth { allDaemonStatuses { lastHeartbeatErrors { message } } } } }",
+    "{ logsForRun(runId: \"%s\") { ... on EventConnection { events { __typename ... on MessageEvent { message } } } } }",
+    f"""{{ allTopLevelResourceDetailsOrError(
+    repositorySelector: {{repositoryName: "{REPOSITORY}", repositoryLocationName: "{LOCATION}"}}
+    ) {{ ... on ResourceDetailsList {{ results {{ name configuredValues {{ key value }} }} }} }} }}""",
+)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_no_secret_is_written_by_dev_a_worker_trainings_and_servers(
+    played_database: Database, stand_in: StandIn, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which(Redis.program) is None:
+        pytest.skip(Redis.missing())
+    canaries, said = CANARIES | {"CELERY_BROKER_URL": PASSWORD}, dict[str, str]()
+    secrets = {name: value for name, value in CANARIES.items() if not name.endswith(("_URL", "_ENDPOINT"))}
+    secrets["WANDB_API_KEY"] = CANARIES["WANDB_API_KEY"].ljust(40, "0")  # the client takes no shorter one
+    # Two of them: a training here cannot go on from a version whose weights a service keeps.
+    base, other = (make_base(tmp_path / name, tokenizer=base_tokenizer()) for name in ("base", "other"))
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the client of Weights & Biases keeps what it knows
+    with ExitStack() as stack:
+        role, lists = stack.enter_context(role_of(played_database)), stack.enter_context(process_lists())
+        tracked = stack.enter_context(weights_and_biases())
+        chosen = {
+            "BASE_MODEL": str(other), "LOCAL_BASE_MODEL": str(base), "ITERATIONS": "1", "WANDB_BASE_URL": tracked.url, "DIRECT_DATABASE_URL": role,
+        }  # fmt: skip
+        judge = ScriptedJudge()
+        place, _ = stack.enter_context(site(tmp_path, role, judge, **secrets | chosen | {"TRAINER": "cpu"}))
+        assert place.dev is not None
+        place.worker("worker").ready()
+        values = dict(place.dev.environment)
+
+        def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+            done = run_command(*arguments, environment=values | changes, directory=tmp_path)
+            said[" ".join(arguments)] = done.stdout + done.stderr
+            return done
+
+        place.backfill("scored_groups", HOURS)
+        place.wait(lambda: place.at_rest() and place.scored(HOURS) == len(HOURS))
+        first = ["--iterations", "1", "--from", HOURS[0], "--to", HOURS[1]]
+        remote = {"TRAINER": "serverless", "SERVERLESS_BASE_URL": stand_in.url}
+        assert run("train", *first, **remote).returncode == 0, said
+        with played_database.connect(autocommit=True) as connection:
+            here = settings.model_copy(update={"trainer": "cpu", "local_base_model": str(base), "iterations": 1})
+            frozen = freeze(connection, here, PLAYED_NOW).batch
+        assert frozen is not None
+        training = DagsterClient(place.dev.url()).launch_training(frozen.batch_id, None, {})
+        place.wait(place.at_rest)
+        assert place.status(training) == "SUCCESS", place.state()
+        assert run("benchmark", "generate", "--preset", "quick", "--out", "market.json").returncode == 0, said
+        served = {"model": ["/v1/models", "/v1/chat/completions", "/metrics"], "market market.json": ["/", "/v1/sessions"]}
+        said |= servers(served, values, "", tmp_path)
+        for page in PAGES:
+            said[page] = json.dumps(ask(place.dev.url(), page.replace("%s", training)))
+        assert '"name": "babylon"' in said[PAGES[2]] and "RunSuccessEvent" in said[PAGES[1]], said
+    assert len(tracked.history) > 1 and found_in("".join(tracked.keys), canaries) == ["WANDB_API_KEY"], tracked
+    assert {name: found for name, text in said.items() if (found := found_in(text, canaries))} == {}
+    assert found_in("\n".join(line for line in lists if not line.startswith(Redis.program)), canaries) == []
+    assert files_with(tmp_path, canaries) == {}
+    assert rows_with(played_database, canaries) == {}
 
 
 def files_with(home: Path, canaries: dict[str, str]) -> dict[Path, list[str]]:
@@ -163,23 +244,28 @@ def files_with(home: Path, canaries: dict[str, str]) -> dict[Path, list[str]]:
     return {path.relative_to(home): found for path, found in files.items() if found}
 
 
-def servers(variables: dict[str, str], key: str, directory: Path) -> dict[str, str]:
-    """Call a gateway and an admin API, whose services fail; what they said and logged."""
+# What is asked of gateway and admin API while their services fail.
+FAILING = {
+    "gateway": ["/v1/chat/completions", "/v1/embeddings", "/v1/models", "/ready", "/metrics"],
+    "admin": ["/api/admin/training/status", "/api/cron/training-check", "/admin", "/metrics"],
+}
+
+
+def servers(asked: Mapping[str, Sequence[str]], variables: dict[str, str], key: str, directory: Path) -> dict[str, str]:
+    """Call servers, by their command; what they said and logged."""
     said = {}
-    for name, paths in (
-        ("gateway", ("/v1/chat/completions", "/v1/embeddings", "/v1/models", "/ready", "/metrics")),
-        ("admin", ("/api/admin/training/status", "/api/cron/training-check", "/admin", "/metrics")),
-    ):
-        command = [sys.executable, "-m", "babylon_rl", "serve", name, "--port", "0"]
+    for name, paths in asked.items():
+        command = [sys.executable, "-m", "babylon_rl", "serve", *name.split(), "--port", "0"]
         with subprocess.Popen(
-            command, env=variables, cwd=directory, stderr=subprocess.PIPE, text=True, preexec_fn=_allow_core_dumps
+            command, env=variables, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_allow_core_dumps
         ) as process:
-            assert process.stderr is not None
-            lines = []
-            for line in process.stderr:
+            assert process.stdout is not None
+            lines, address = list[str](), None
+            for line in process.stdout:
                 lines.append(line)
-                if (address := re.search(r"(?:Gateway|Admin page) on (http://127\.0\.0\.1:\d+)", line)) is not None:
+                if (address := re.search(r"on (http://127\.0\.0\.1:\d+)", line)) is not None:
                     break
+            assert address is not None, lines
             limits = Path(f"/proc/{process.pid}/limits").read_text()
             assert re.search(r"Max core file size +0 ", limits), "a core dump would hold every secret"
             try:
@@ -187,7 +273,7 @@ def servers(variables: dict[str, str], key: str, directory: Path) -> dict[str, s
                     said[f"{name} {path}"] = _asked(address[1] + path, key)
             finally:
                 process.send_signal(signal.SIGINT)
-                lines.append(process.stderr.read())
+                lines.append(process.stdout.read())
         said[name] = "".join(lines)
     return said
 
@@ -211,13 +297,13 @@ def _asked(url: str, key: str) -> str:
 
 def rows_with(database: Database, canaries: dict[str, str]) -> dict[str, list[str]]:
     """Tables of the game, of ours and of Dagster whose rows hold a canary."""
-    found = {}
+    found, patterns = {}, [f"%{form}%" for canary in canaries.values() for form in forms(canary)]
     with psycopg.connect(database.url) as connection:
         tables = connection.execute(
             "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
         ).fetchall()
         for (table,) in tables:
-            texts = connection.execute(f"SELECT t::text FROM {table} t WHERE t::text LIKE '%canary%' OR t::text LIKE '%dXNlcjpjYW5hcnk%'")
+            texts = connection.execute(f"SELECT t::text FROM {table} t WHERE t::text LIKE ANY(%s)", [patterns])
             names = {name for (text,) in texts for name in found_in(text, canaries)}
             for (column,) in connection.execute(
                 "SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = %s::regclass AND atttypid = 'bytea'::regtype",
