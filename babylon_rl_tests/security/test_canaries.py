@@ -176,7 +176,7 @@ def test_no_secret_is_written_anywhere_by_a_run_of_everything(sample_database: D
 
 PAGES = (
     "{ instance { info daemonHealth { allDaemonStatuses { lastHeartbeatErrors { message } } } } }",
-    "{ logsForRun(runId: \"%s\") { ... on EventConnection { events { __typename ... on MessageEvent { message } } } } }",
+    '{ logsForRun(runId: "%s") { ... on EventConnection { events { __typename ... on MessageEvent { message } } } } }',
     f"""{{ allTopLevelResourceDetailsOrError(
     repositorySelector: {{repositoryName: "{REPOSITORY}", repositoryLocationName: "{LOCATION}"}}
     ) {{ ... on ResourceDetailsList {{ results {{ name configuredValues {{ key value }} }} }} }} }}""",
@@ -199,11 +199,9 @@ def test_no_secret_is_written_by_dev_a_worker_trainings_and_servers(
     with ExitStack() as stack:
         role, lists = stack.enter_context(role_of(played_database)), stack.enter_context(process_lists())
         tracked = stack.enter_context(weights_and_biases())
-        chosen = {
-            "BASE_MODEL": str(other), "LOCAL_BASE_MODEL": str(base), "ITERATIONS": "1", "WANDB_BASE_URL": tracked.url, "DIRECT_DATABASE_URL": role,
-        }  # fmt: skip
-        judge = ScriptedJudge()
-        place, _ = stack.enter_context(site(tmp_path, role, judge, **secrets | chosen | {"TRAINER": "cpu"}))
+        bases = {"BASE_MODEL": str(other), "LOCAL_BASE_MODEL": str(base)}
+        chosen = {"TRAINER": "cpu", "ITERATIONS": "1", "WANDB_BASE_URL": tracked.url, "DIRECT_DATABASE_URL": role}
+        place, _ = stack.enter_context(site(tmp_path, role, ScriptedJudge(), **secrets | bases | chosen))
         assert place.dev is not None
         place.worker("worker").ready()
         values = dict(place.dev.environment)

