@@ -41,7 +41,7 @@ class GatewayMetrics:
         self.tokens = counter("babylon_gateway_tokens", "Tokens of prompts and answers.", ["version", "kind"])
         self.latency = histogram("babylon_gateway_latency_seconds", "Time to the end of the answer.", ["version"])
         self.first_token = histogram("babylon_gateway_first_token_seconds", "Time to the answer or its first token.", ["version"])
-        self.unrecorded = counter("babylon_gateway_unrecorded", "Calls that were not recorded: the spool was full.")
+        self.unrecorded = counter("babylon_gateway_unrecorded", "Calls that were not recorded; the log says why.")
         self.open_requests = gauge("babylon_gateway_open_requests", "Requests under way.", multiprocess_mode="livesum")
         self.database_answers = gauge(
             "babylon_gateway_database_answers", "1 while the routing table is fresh.", multiprocess_mode="livemin"

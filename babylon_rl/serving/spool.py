@@ -5,6 +5,7 @@ and a power failure after the writer's next ``sync``. A server holds a lock on t
 complete. Records are read again after a crash of the writer, never lost. call_writer.py takes them from there into the database.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from babylon_rl.errors import first_clause
 from babylon_rl.files.durable import fsync
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.settings import Settings
@@ -59,10 +61,10 @@ class Spool:
         self._reserve: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._size = self._number = self._others = 0
         self._opened_at = self._measured_at = -_SEGMENT_S
-        self.refused = 0
+        self.refused, self.reason = 0, ""  # how many records were not taken, and why the last was not
 
     def append(self, record: bytes) -> bool:
-        """Add a record; False if there is no room for it on disk."""
+        """Add a record; False if it cannot be written, for ``reason``."""
         frame = _HEAD.pack(len(record), zlib.crc32(record)) + record
         now = time.monotonic()
         # Only a complete segment can be removed.
@@ -73,7 +75,9 @@ class Spool:
             self._measured_at = now
             with suppress(OSError):  # no descriptor is free: the last look counts
                 self._others = stored_bytes(self._directory) - self._size
-        if self._others + self._size + len(frame) <= self._max_bytes and self._write(frame, now):
+        if self._others + self._size + len(frame) > self._max_bytes:
+            self.reason = f"{self._others + self._size} bytes wait for the database already"
+        elif self._write(frame, now):
             return True
         self.refused += 1
         return False
@@ -105,8 +109,10 @@ class Spool:
             if written == len(frame):
                 self._size += written
                 return True
-            os.ftruncate(self._file, self._size)  # the disk is full: half a record must not hide later ones
-        except OSError:
+            self.reason = os.strerror(errno.ENOSPC)
+            os.ftruncate(self._file, self._size)  # half a record must not hide later ones
+        except OSError as failed:
+            self.reason = first_clause(failed)
             self._complete()
         return False
 
@@ -228,10 +234,10 @@ class CallLog(Spool):
         return self._rate >= 1 or (self._rate > 0 and random.Random(identity).random() < self._rate)
 
     def record(self, entry: CallEntry) -> bool:
-        """Take a call, which then survives this process; False if the spool is full."""
+        """Take a call, which then survives this process; False if it cannot be written."""
         taken = self.append(entry.encoded())
         if not taken and self.refused in _REPORTED:
-            _LOG.error("Calls are not recorded (%d so far): the spool in %s is full.", self.refused, self._directory)
+            _LOG.error("Calls are not recorded (%d so far) in %s: %s.", self.refused, self._directory, self.reason)
         return taken
 
     def report(self) -> dict[str, Any]:

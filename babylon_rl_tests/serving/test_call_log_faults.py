@@ -395,6 +395,22 @@ def test_a_call_is_recorded_while_connections_hold_all_descriptors(tmp_path: Pat
     assert [record[:20] for record in records] == [b"first", b"x" * 20, b"in a new segment"]
 
 
+def test_a_record_that_is_not_taken_has_its_reason(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", 100)
+    assert spool.append(b"x" * 80) and not spool.append(b"x" * 80)
+    assert spool.reason == "88 bytes wait for the database already"
+    spool.close()
+    away = Spool(tmp_path / "away", 100)
+    (tmp_path / "away").rmdir()
+    assert not away.append(b"x") and "No such file or directory" in away.reason
+    full = Spool(tmp_path / "full", 100)
+    with open(FULL, "wb", buffering=0) as disk:
+        assert full.append(b"x") and full._file is not None
+        os.dup2(disk.fileno(), full._file)
+        assert not full.append(b"x") and "No space left on device" in full.reason
+    assert (spool.refused, away.refused, full.refused) == (1, 1, 1)
+
+
 def test_a_power_failure_takes_neither_a_segment_nor_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[bool] = []
     sync = os.fsync
