@@ -361,6 +361,36 @@ def test_an_upload_to_a_slow_storage_holds_no_lock_and_one_that_is_down_is_503(
     assert uploaded == {"uploadedUrl": f"memory://models/{content_folder('v1.0.1', manifest_sha)}", "manifestSha": manifest_sha}
 
 
+# A producer that does not ask for the registry's lock, at the last moment: while the upload registers its row.
+_TAKES_THE_NUMBER = """
+CREATE FUNCTION take_number() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF NEW.id <> 'other' THEN
+        INSERT INTO trained_models (id, "modelId", version, "baseModel", "storagePath", "updatedAt")
+        VALUES ('other', NEW."modelId", NEW.version, 'x', 'x', now());
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER take_number BEFORE INSERT ON trained_models FOR EACH ROW EXECUTE FUNCTION take_number();
+"""
+
+
+def test_a_number_that_is_taken_while_an_upload_registers_refuses_it(
+    admin: AdminServer, make_version: MakeVersion, database: Database, tmp_path: Path
+) -> None:
+    make_version("v1.0.0")
+    weights = tmp_path / "weights"
+    write_tensors(weights, 9.0)
+    with connect(database.url) as connection:
+        connection.execute(_TAKES_THE_NUMBER)
+        connection.commit()
+    answer = admin.upload(weights.read_bytes(), "v1.0.1", metadata(weights))
+    assert answer.status == 409 and "v1.0.1 is registered already" in answer.body["error"]
+    with connect(database.url) as connection:
+        connection.execute("DROP TRIGGER take_number ON trained_models")
+        connection.commit()
+    assert admin.upload(weights.read_bytes(), "v1.0.1", metadata(weights)).status == 200
+
+
 def test_an_upload_is_limited_in_size(settings: Settings, database: Database) -> None:
     with running_admin(settings.model_copy(update={"upload_limit_mb": 1}), database) as server:
         too_large = server.upload(bytes(1024**2 + 1), "v1.0.1", {"parent": "v1.0.0", "sha256": "0" * 64})
