@@ -6,7 +6,7 @@ import socket
 import struct
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -264,12 +264,15 @@ def metadata(file: Path, parent: str = "v1.0.0", **more: Any) -> dict[str, Any]:
     return {"parent": parent, "sha256": sha256(file), **more}
 
 
-def test_an_upload_becomes_a_version_that_can_be_deployed(
-    admin: AdminServer, make_version: MakeVersion, settings: Settings, tmp_path: Path
-) -> None:
+@pytest.fixture
+def weights(tmp_path: Path, make_version: MakeVersion) -> Path:
+    """Weights that can be uploaded: a child of v1.0.0, which is registered."""
     make_version("v1.0.0")
-    weights = tmp_path / "weights"
-    write_tensors(weights, 9.0)
+    write_tensors(tmp_path / "weights", 9.0)
+    return tmp_path / "weights"
+
+
+def test_an_upload_becomes_a_version_that_can_be_deployed(admin: AdminServer, settings: Settings, weights: Path) -> None:
     answer = admin.upload(weights.read_bytes(), "v1.0.1", metadata(weights, notes={"trained": "elsewhere"}))
     assert answer.status == 200, answer.body
     model = answer.body["model"]
@@ -319,11 +322,9 @@ def test_uploads_that_are_not_such_weights_are_refused(
 
 
 def test_an_upload_to_a_slow_storage_holds_no_lock_and_one_that_is_down_is_503(
-    settings: Settings, database: Database, make_version: MakeVersion, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    settings: Settings, database: Database, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_version("v1.0.0")
-    weights, meanwhile = tmp_path / "weights", []
-    write_tensors(weights, 9.0)
+    meanwhile: list[Callable[[], None]] = []
     put_file = MemoryFileSystem.put_file
 
     def put(*arguments: Any, **more: Any) -> None:
@@ -374,12 +375,7 @@ CREATE TRIGGER take_number BEFORE INSERT ON trained_models FOR EACH ROW EXECUTE 
 """
 
 
-def test_a_number_that_is_taken_while_an_upload_registers_refuses_it(
-    admin: AdminServer, make_version: MakeVersion, database: Database, tmp_path: Path
-) -> None:
-    make_version("v1.0.0")
-    weights = tmp_path / "weights"
-    write_tensors(weights, 9.0)
+def test_a_number_that_is_taken_while_an_upload_registers_refuses_it(admin: AdminServer, database: Database, weights: Path) -> None:
     with connect(database.url) as connection:
         connection.execute(_TAKES_THE_NUMBER)
         connection.commit()
