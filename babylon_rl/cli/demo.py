@@ -35,8 +35,12 @@ ITERATIONS = 2
 CONFIRMATION_MARKETS = 24  # a quarter of the usual: the demo ends in minutes, and gives half of the agents a version at once
 QUICK = {"confirmation_markets": CONFIRMATION_MARKETS, "rollout_steps": (50.0, 100.0)}
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less; with a WANDB_API_KEY the trainer
-# would be a paid one, unless TRAINER says otherwise.
-DEMO_SETTINGS = {"train_rl_local": True, "trainer": "local", "iterations": ITERATIONS, "kl_penalty": 0, "auto_promote": True}
+# would be a paid one, unless TRAINER says otherwise. A day of hours has few steps: half as large ones after a longer warm-up depend less on
+# the seed (docs/decisions/0031-trust-region.md).
+DEMO_SETTINGS = {
+    "train_rl_local": True, "trainer": "local", "iterations": ITERATIONS, "kl_penalty": 0, "gradient_accumulation_steps": 1,
+    "warmup_steps": 12, "auto_promote": True,
+}  # fmt: skip
 
 
 @app.command("demo")

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -414,6 +415,20 @@ def test_recorded_log_probabilities_make_the_ratio_real(cpu_settings: Settings, 
         losses[name] = told.loss + ENTROPY_BONUSES[0] * told.metrics["entropy"]
     assert losses["twice as likely now"] == pytest.approx(2 * losses["none"], rel=0.05)
     assert {losses[name] for name in ("another tokenizer's", "no ids", "incomplete", "not numbers")} == {losses["none"]}
+
+
+def test_the_first_generation_pushes_no_answer_down_that_another_policy_gave(
+    cpu_settings: Settings, tiny_base: Path, tmp_path: Path
+) -> None:
+    tokenizer, model = load_policy(tiny_base, None, torch.float32)
+    without_push = {}
+    for generation in (1, 2):
+        iteration = replace(make_iteration([]), generation=generation)
+        for advantage in (-1.0, 1.0):
+            items, _ = make_items(tokenizer, [make_sequence(BUY, advantage)])
+            told = IterationRun(PackedPolicy(model), items, iteration, cpu_settings).gradients(pack([item.encoded for item in items]))
+            without_push[generation, advantage] = told["clipFraction"]
+    assert without_push == {(1, -1.0): 1.0, (1, 1.0): 0.0, (2, -1.0): 0.0, (2, 1.0): 0.0}
 
 
 def test_a_token_that_became_likely_makes_the_ratio_large_and_not_the_clipped_one(

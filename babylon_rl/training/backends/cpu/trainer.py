@@ -82,6 +82,8 @@ from babylon_rl.training.backends.protocol import (
 LEARNING_RATES = (3e-3, 3e-4, 2e-4)
 # The first generation explores more, so that a base that holds on most prompts tries something else.
 ENTROPY_BONUSES = (0.05, 0.03)
+# In the first generation scripts play beside the base. 1: no answer of theirs is pushed down, which would teach to do nothing.
+STALE_PROBABILITIES = (1.0, STALE_PROBABILITY)
 FINAL_RATE_SHARE = 0.1  # of LEARNING_RATE, at the end of the last iteration
 DEVICE_PACKS = 3
 # The KL from the parent that sets the rate is the mean of so many steps: the few dozen choices of one step tell it badly.
@@ -118,8 +120,9 @@ class CpuTrainer(Trainer):
             "learning_rate": self._settings.learning_rate or of_generation(LEARNING_RATES, generation),
             "final_rate_share": FINAL_RATE_SHARE, "optimizer": "AdamW",
             "entropy_bonus": of_generation(ENTROPY_BONUSES, generation), "ratio_limit": RATIO_LIMIT,
-            "stale_probability": STALE_PROBABILITY, "parent_bound": PARENT_BOUND, "device_packs": DEVICE_PACKS, "lora_rank": RANK,
-            "lora_alpha": ALPHA, "lora_targets": list(TARGETS), "frozen_share": FROZEN_SHARE,
+            "stale_probability": of_generation(STALE_PROBABILITIES, generation), "parent_bound": PARENT_BOUND,
+            "device_packs": DEVICE_PACKS, "lora_rank": RANK, "lora_alpha": ALPHA, "lora_targets": list(TARGETS),
+            "frozen_share": FROZEN_SHARE,
         }  # fmt: skip
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
@@ -204,7 +207,8 @@ class IterationRun:
         self._parent: Parent | None = None
         self._kl_of_steps = deque[float](maxlen=KL_STEPS)
         self._optimizer = torch.optim.AdamW(policy.parameters.values(), lr=self._rate, weight_decay=0.0)
-        self._weights = weights or LossWeights(of_generation(ENTROPY_BONUSES, iteration.generation), settings.kl_penalty)
+        entropy, stale = (of_generation(values, iteration.generation) for values in (ENTROPY_BONUSES, STALE_PROBABILITIES))
+        self._weights = weights or LossWeights(entropy, settings.kl_penalty, stale)
 
     def train(self, on_step: OnStep) -> IterationResult:
         """Take the optimizer steps within the trust region, then measure the policy.
