@@ -18,8 +18,12 @@ _WINDOW_ID = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:00", re.ASCII)
 
 
 def utc_now() -> datetime:
-    """The wall clock as naive UTC, passed on as an argument for tests."""
-    return datetime.now(UTC).replace(tzinfo=None)
+    """The wall clock as naive UTC, passed on as an argument for tests.
+
+    In whole milliseconds, as the tables keep it: a column rounds to the nearest, which may lie after the moment it was given.
+    """
+    now = datetime.now(UTC).replace(tzinfo=None)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
 
 def clock_from(now: datetime) -> Callable[[], datetime]:
