@@ -25,7 +25,7 @@ from babylon_rl.training.backends import protocol
 from babylon_rl.training.backends.cpu import trainer as cpu_trainer
 from babylon_rl.training.backends.cpu.answers import answer_logprobs
 from babylon_rl.training.backends.cpu.bounds import at_choices, read
-from babylon_rl.training.backends.cpu.policy import PackedPolicy, choices, load_policy, make_items, pack, tokens_of
+from babylon_rl.training.backends.cpu.policy import PackedPolicy, choices, grouped, load_policy, make_items, pack, tokens_of
 from babylon_rl.training.backends.cpu.trainer import OPTIMIZER_STATE, CpuTrainer, IterationRun
 from babylon_rl.training.backends.protocol import IterationResult
 from babylon_rl_tests.tiny_model import make_adapter, make_base
@@ -120,6 +120,15 @@ def test_a_pass_keeps_no_more_of_a_token_than_the_sizes_allow_for(shape: dict[st
 
 def spots_of(group: Any, items: Any) -> Any:
     return [spot for row in group for spot in choices(row, items)]
+
+
+def test_a_step_of_few_packs_has_work_for_two_processors(tiny_base: Path) -> None:
+    tokenizer, model = load_policy(tiny_base, None, torch.float32)
+    items, _ = make_items(tokenizer, make_lesson(3))
+    packs = pack([item.encoded for item in items], most_tokens=1)[:3]
+    assert len(grouped(packs)) == 1
+    assert PackedPolicy(model).grouped(packs) == [packs[:1], packs[1:]] and PackedPolicy(model).grouped(packs[:1]) == [packs[:1]]
+    assert PackedPolicy(model, device=AS_ON_A_GPU).grouped(packs) == [packs]
 
 
 @pytest.mark.parametrize("most_tokens", [1, 300])

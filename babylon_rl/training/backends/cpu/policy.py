@@ -281,8 +281,12 @@ class PackedPolicy:
         record_lower(self._causal, self._first_trained)
 
     def grouped(self, packs: Sequence[Pack]) -> list[list[Pack]]:
-        """Divide packs into groups for ``each``."""
-        return grouped(packs, self._group_tokens)
+        """Divide packs into groups for ``each``: on processors at least two, so that two cores have work."""
+        groups = grouped(packs, self._group_tokens)
+        if len(groups) == 1 and len(packs) > 1 and not self.device.gpu:
+            half = len(packs) // 2
+            return [list(packs[:half]), list(packs[half:])]
+        return groups
 
     def each(self, groups: Sequence[Group], compute: Callable[[Group], Computed]) -> list[Computed]:
         """Apply ``compute`` to every group of packs and return the results in order.
