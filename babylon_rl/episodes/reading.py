@@ -7,7 +7,7 @@ are requested). ``sync_windows`` keeps babylon_rl.windows, episodes and rejectio
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby, pairwise
@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from msgspec import structs
 
-from babylon_rl.episodes.decode import Fault, decode
+from babylon_rl.episodes.decode import Decoded, Fault, decode
 from babylon_rl.episodes.trajectories import (
     LEAST_STAKE_USD,
     MOST_LEVERAGE,
@@ -177,6 +177,7 @@ TEXTS_AT_ONCE = 250  # trajectories whose texts are held
 
 
 _E = TypeVar("_E", Episode, BatchEpisode)
+OnRow = Callable[[TrajectoryRow, Decoded | Fault], None]
 
 
 @dataclass
@@ -186,7 +187,7 @@ class _WindowRows:
     rejections: list[Rejection] = field(default_factory=list)
     odd_hours: list[str] = field(default_factory=list)
 
-    def count(self, row: TrajectoryRow, content: Trajectory | LoggedSteps | Fault) -> None:
+    def count(self, row: TrajectoryRow, content: Decoded | Fault) -> None:
         """Count a row with its decoded content or fault."""
         self.rows += 1
         if row.window_hours != 1:
@@ -210,24 +211,26 @@ def read_windows(connection: Connection, windows: Iterable[str], settings: Setti
     ordered = _checked(windows)
     hours: dict[str, _WindowRows] = {window: _WindowRows() for window in ordered}
     rows = trajectory_rows(connection, ordered)
-    for trajectory in _eligible(connection, rows, settings, hours, texts):
+    for trajectory in _eligible(connection, rows, settings, texts, lambda row, content: hours[row.window].count(row, content)):
         hours[trajectory.window].trajectories.append(trajectory)
     return {window: _reading(window, hour, settings) for window, hour in hours.items()}
 
 
-def stream_trajectories(connection: Connection, windows: Iterable[str], settings: TrainingSettings) -> Generator[Trajectory]:
-    """Yield the eligible trajectories of some hours with their sequences, in no particular order.
+def stream_trajectories(
+    connection: Connection, windows: Iterable[str], settings: TrainingSettings, on_row: OnRow | None = None
+) -> Generator[Trajectory]:
+    """Yield the eligible trajectories of some hours with their sequences, in no particular order. Each row is shown to ``on_row`` first.
 
     Nothing is kept of a trajectory that was yielded, so memory does not grow with the hours' texts. The connection is busy until the
     iterator is exhausted; closing it earlier aborts the transaction.
     """
-    return _eligible(connection, trajectory_rows(connection, _checked(windows)), settings, None, True)
+    return _eligible(connection, trajectory_rows(connection, _checked(windows)), settings, True, on_row)
 
 
 def trajectories_with_texts(connection: Connection, trajectory_ids: Sequence[str], settings: TrainingSettings) -> dict[str, Trajectory]:
     """Return the eligible ones of the given trajectories with their sequences, by id."""
     rows = trajectories_by_id(connection, trajectory_ids)
-    return {trajectory.trajectory_id: trajectory for trajectory in _eligible(connection, rows, settings, None, True)}
+    return {trajectory.trajectory_id: trajectory for trajectory in _eligible(connection, rows, settings, True)}
 
 
 def by_rows(episodes: Iterable[_E]) -> Iterator[list[_E]]:
@@ -243,17 +246,15 @@ def _checked(windows: Iterable[str]) -> list[str]:
 
 
 def _eligible(
-    connection: Connection, rows: Iterable[TrajectoryRow], settings: TrainingSettings, hours: Mapping[str, _WindowRows] | None, texts: bool
+    connection: Connection, rows: Iterable[TrajectoryRow], settings: TrainingSettings, texts: bool, on_row: OnRow | None = None
 ) -> Generator[Trajectory]:
     rules = SequenceRules(settings.purposes_g, settings.train_synthetic)
     without_calls: list[LoggedSteps] = []
     for row in rows:
-        result = _decoded(row, rules, texts)
-        if hours is not None:
-            hours[row.window].count(row, result)
+        result = _decoded(row, rules, texts, on_row)
         if isinstance(result, Trajectory):
             yield result
-        elif isinstance(result, LoggedSteps):
+        elif result is not None:
             without_calls.append(result)
     # Trajectories without calls in their steps wait until the row stream ends: the connection can answer no other query before.
     while without_calls:
@@ -262,10 +263,12 @@ def _eligible(
         yield from _completed(connection, portion, rules, texts)
 
 
-def _decoded(row: TrajectoryRow, rules: SequenceRules, texts: bool) -> Trajectory | LoggedSteps | Fault:
+def _decoded(row: TrajectoryRow, rules: SequenceRules, texts: bool, on_row: OnRow | None) -> Trajectory | LoggedSteps | None:
     decoded = decode(row, texts=texts)
+    if on_row is not None:
+        on_row(row, decoded)
     if isinstance(decoded, Fault):
-        return decoded
+        return None
     trajectory = reduced(row, decoded, rules)
     if trajectory.message_source != "embedded":
         return LoggedSteps(trajectory, StepPlaces.of(decoded.recorded))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from babylon_rl.episodes.decode import Fault, Step, decode
+from babylon_rl.episodes.decode import Decoded, Fault, Step
 from babylon_rl.episodes.reading import stream_trajectories
 from babylon_rl.judge.leakage import (
     UNRESOLVED,
@@ -35,8 +35,8 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import HourHindsight, StoredAction, StoredHour, StoredLeak
 from babylon_rl.store.judge_inputs import hidden_answers, recorded_knowledge
 from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts
-from babylon_rl.store.trajectories import TrajectoryRow, trajectory_rows
-from babylon_rl.store.windows import chunks, lock_windows
+from babylon_rl.store.trajectories import TrajectoryRow
+from babylon_rl.store.windows import chunks, lock_windows, trajectories_read
 from babylon_rl.types import Trajectory
 from babylon_rl.windows import is_complete, window_end
 
@@ -131,17 +131,16 @@ def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: T
         )
         for window, market in markets.items()
     }
-    eligible: list[str] = []
-    for row in trajectory_rows(connection, windows):
-        decoded = decode(row)
+
+    def label(row: TrajectoryRow, decoded: Decoded | Fault) -> None:
         if not isinstance(decoded, Fault):
-            eligible.append(row.trajectory_id)
             actions[row.window].extend(_actions(row, decoded.completed, targets, named[row.window]))
-    knowledge = _knowledge(connection, eligible, markets)
+
+    knowledge = _knowledge(connection, trajectories_read(connection, windows), markets)
     answers = hidden_answers(connection, sorted({question.market_id for market in markets.values() for question in market.predictions}))
     secrets = {window: HourSecrets(_secrets(market, answers), knowledge) for window, market in markets.items()}
     looked_at: Counter[str] = Counter()
-    for trajectory in stream_trajectories(connection, windows, settings):
+    for trajectory in stream_trajectories(connection, windows, settings, label):
         looked_at[trajectory.window] += len(trajectory.sequences)
         leaks[trajectory.window].extend(_stored_leaks(trajectory, secrets[trajectory.window]))
     return [StoredHour.of(window, looked_at[window], actions[window], leaks[window]) for window in markets]

@@ -20,11 +20,12 @@ import msgspec
 import psycopg
 from psycopg.abc import Params
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Jsonb, set_json_loads
 
 from babylon_rl.errors import DatabaseUnreachable, SchemaMismatch, SettingsError, first_clause
 from babylon_rl.project_files import project_file
 from babylon_rl.store.columns import columns_of, insertion, listed, updates
+from babylon_rl.tolerant_json import read_json
 from babylon_rl.traces import traced_connection
 
 _LOG = logging.getLogger(__name__)
@@ -169,6 +170,7 @@ def connect(url: str, *, autocommit: bool = False, variable: str = "DATABASE_URL
         connection = Connection.connect(parameters, autocommit=autocommit, prepare_threshold=None)
     except psycopg.OperationalError as refused:
         raise DatabaseUnreachable(_sentence(url, refused, variable)) from None
+    set_json_loads(read_json, connection)  # hours of episodes are read four times as fast as by json
     return traced_connection(connection)
 
 

@@ -133,6 +133,7 @@ _FIRST_REJECTIONS = """
     ) AS numbered WHERE of_reason <= %(most)s ORDER BY "window", of_reason, "reason"
 """
 _READ_WINDOWS = f"""SELECT {listed(_WINDOWS)} FROM babylon_rl.windows WHERE "window" = ANY(%s) ORDER BY "window\""""
+_TRAJECTORIES = 'SELECT unnest("trajectoryIds") FROM babylon_rl.episodes WHERE "window" = ANY(%s)'
 REJECTIONS_PER_REASON = 5
 DETAIL_CHARACTERS = 200
 
@@ -157,6 +158,11 @@ def stored_hours(connection: Connection, windows: Sequence[str], min_agents: int
         window: HourEpisodes(window=window, episodes=tuple(sorted(episodes, key=lambda e: e.agent_id)), min_agents=min_agents)
         for window, episodes in stored_episodes(connection, windows).items()
     }
+
+
+def trajectories_read(connection: Connection, windows: Sequence[str]) -> list[str]:
+    """Return the ids of the eligible trajectories as ``window_groups`` stored them."""
+    return [one for (one,) in connection.execute(_TRAJECTORIES, [list(windows)])]
 
 
 def first_rejections(connection: Connection, windows: Sequence[str]) -> dict[str, list[Rejection]]:
