@@ -289,9 +289,8 @@ class ResponseObject:
 
     def _read(self, chunk: Mapping[str, Any], name: str) -> Iterator[Event]:
         self._response["model"] = chunk.get("model") or self._response["model"]
-        # Some servers send an empty one with every event.
-        if (counts := part_of(chunk, "usage")) and (usage := read_usage(chunk)) is not None:
-            self._response["usage"] = _usage(usage, counts)
+        if (usage := read_usage(chunk)) is not None:
+            self._response["usage"] = _usage(usage, part_of(chunk, "usage"))
         for choice in objects(chunk.get("choices")):
             if choice.get("index"):
                 continue

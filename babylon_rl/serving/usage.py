@@ -22,11 +22,13 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 def read_usage(document: Mapping[str, Any]) -> Usage | None:
-    """Return the counts of an answer or of an event, None where the server sent none that can be."""
+    """Return the counts of an answer or of an event, None where the server sent none that can be: none at all, or only zeros."""
     try:
-        return msgspec.convert(document.get("usage"), Usage | None)
+        usage = msgspec.convert(document.get("usage"), Usage | None)
     except msgspec.ValidationError:
         return None
+    counted = usage is not None and (usage.prompt_tokens or usage.completion_tokens or usage.total_tokens)
+    return usage if counted else None
 
 
 class StreamMeter:

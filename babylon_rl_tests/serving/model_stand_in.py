@@ -107,9 +107,10 @@ class ModelStandIn:
         writer.write(STREAM_HEAD)
         events = [chunk(model, {"role": "assistant"}), *(chunk(model, {"content": word}) for word in WORDS), chunk(model, {}, "stop")]
         if counts and fault != "no usage":
-            events.append(
-                b"data: " + json.dumps({**completion(model), "object": "chat.completion.chunk", "choices": []}).encode() + b"\n\n"
+            last = (
+                completion(model) | {"object": "chat.completion.chunk", "choices": []} | ({"usage": {}} if fault == "empty usage" else {})
             )
+            events.append(b"data: " + json.dumps(last).encode() + b"\n\n")
         if fault == "reasons":
             events.insert(1, chunk(model, {"reasoning_content": "because"}))
         if fault == "error first":

@@ -117,7 +117,7 @@ def test_a_client_has_its_budget_of_requests_and_tokens(settings: Settings, data
 def test_streams_and_calls_that_the_client_left_take_from_its_budget(
     settings: Settings, database: Database, upstream: ModelStandIn
 ) -> None:
-    names = ("whole", "uncounted", "left")
+    names = ("whole", "uncounted", "empty", "left")
     with connect(database.url) as connection:
         for name in names:
             create_key(connection, ClientKey(name, key_hash(f"brl-{name}"), None, 60_000, NOW))
@@ -134,6 +134,8 @@ def test_streams_and_calls_that_the_client_left_take_from_its_budget(
         list(stream("whole"))
         upstream.behaviour["base"] = "no usage"
         list(stream("uncounted"))
+        upstream.behaviour["base"] = "empty usage"
+        list(stream("empty"))
         upstream.pause_s = 0.2
         left = stream("left")
         next(iter(left))
@@ -141,7 +143,7 @@ def test_streams_and_calls_that_the_client_left_take_from_its_budget(
         wait_for(gateway.quiet, "the call to end")
         request_tokens = len(json.dumps({"messages": MESSAGES, "model": "base", "stream": True}, separators=(",", ":"))) // 4
         assert spent("whole") == pytest.approx(14)
-        assert spent("uncounted") == pytest.approx(request_tokens + 3)
+        assert spent("uncounted") == spent("empty") == pytest.approx(request_tokens + 3)
         assert request_tokens < spent("left") < request_tokens + 3
 
 

@@ -265,7 +265,7 @@ def test_a_character_in_two_halves_and_events_that_say_nothing_are_one_text() ->
 
 def test_an_empty_usage_does_not_take_the_place_of_counts() -> None:
     response = ResponseObject({"stream": True})
-    for usage in ({"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}, {}):
+    for usage in ({"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}, {}, {"prompt_tokens": 0, "total_tokens": 0}):
         response.events(b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": "a"}}], "usage": usage}).encode() + b"\n\n")
     ended = response.events(b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n')
     assert json.loads(ended.rstrip().rpartition(b"data: ")[2])["response"]["usage"]["input_tokens"] == 11
