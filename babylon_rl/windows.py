@@ -18,12 +18,13 @@ _WINDOW_ID = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:00", re.ASCII)
 
 
 def utc_now() -> datetime:
-    """The wall clock as naive UTC, passed on as an argument for tests.
+    """The wall clock as naive UTC in whole milliseconds, passed on as an argument for tests."""
+    return whole_ms(datetime.now(UTC).replace(tzinfo=None))
 
-    In whole milliseconds, as the tables keep it: a column rounds to the nearest, which may lie after the moment it was given.
-    """
-    now = datetime.now(UTC).replace(tzinfo=None)
-    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+def whole_ms(moment: datetime) -> datetime:
+    """Return ``moment`` as the tables keep it: a column would round 10:59:59.9996 into the next hour."""
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def clock_from(now: datetime) -> Callable[[], datetime]:

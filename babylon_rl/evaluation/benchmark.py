@@ -73,7 +73,7 @@ from babylon_rl.store.registry import Model, deployed_model, model_of_batch, rea
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, ModelAddress, address_of
 from babylon_rl.types import BenchmarkReport
 from babylon_rl.versions import content_version
-from babylon_rl.windows import utc_now
+from babylon_rl.windows import utc_now, whole_ms
 
 Say = Callable[[str], Any]
 Rows = Callable[..., dict[str, list[MarketResult]]]  # ``gate_rows`` with what all of a batch's comparisons have alike
@@ -358,7 +358,7 @@ def evaluate_batch(
         table_markdown=markdown(comparison, verdict),
         # Before the row that names it: a report never points to a picture that is not there.
         plot_path=str(write_plot(benchmark_png(comparison, verdict), settings.home / PLOTS / f"{model.version}.png")),
-        created_at=now.replace(microsecond=now.microsecond // 1000 * 1000),  # the table's precision
+        created_at=whole_ms(now),
     )
     write_report(connection, report)
     progress(f"{report.version}: {report.decision}. {report.reason}")

@@ -19,7 +19,7 @@ from babylon_rl.recorder.calls import make_call
 from babylon_rl.recorder.rows import FinishedStep, OpenStep, OpenTrajectory, Recording, milliseconds, recording_of
 from babylon_rl.recorder.values import dump, label, mapping, number, text, truth
 from babylon_rl.recorder.writer import BackgroundWriter, RecorderReport
-from babylon_rl.windows import is_window_id, window_of
+from babylon_rl.windows import is_window_id, whole_ms, window_of
 
 _LOG = logging.getLogger("babylon_rl.recorder")
 _BENCHMARK = "benchmark-"
@@ -220,9 +220,7 @@ class RecorderCalls:
         return report
 
     def _now(self) -> datetime:
-        # The database keeps milliseconds and would round 10:59:59.9996 into the next hour.
-        now = self._clock()
-        return now.replace(microsecond=now.microsecond // 1000 * 1000)
+        return whole_ms(self._clock())
 
     def _trajectory(self, trajectory_id: str) -> OpenTrajectory | None:
         try:
