@@ -5,13 +5,13 @@ treated as recorded without log-probabilities; none are invented.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from babylon_rl.chats import log_probability
 from babylon_rl.errors import ModelUnavailable, first_line
 from babylon_rl.models.base_model import NAME, base_model_dir, quiet_loading
-from babylon_rl.models.checkpoints import BaseIdentity, files_identity
 from babylon_rl.models.encoding import control_ids, encode_prompt, encode_text
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.protocol import TrainSequence
@@ -27,15 +27,11 @@ TokenLogprobs = tuple[tuple[int, float], ...]
 
 
 class BaseTokens:
-    """Tokenizer of ``base_model``: a directory, the packaged model's name, or a hub id.
-
-    Of a hub model only the small files are downloaded.
-    """
+    """Tokenizer of ``base_model``: a directory, the packaged model's name, or a hub id, of which only small files are downloaded."""
 
     def __init__(self, settings: Settings, base_model: str) -> None:
         self.name = base_model
         self._settings = settings
-        self._loaded: Any = None
 
     @property
     def directory(self) -> Path:
@@ -56,21 +52,16 @@ class BaseTokens:
                 "token ids cannot be checked without it. Set BASE_MODEL to a directory with its tokenizer files, or mend the connection."
             ) from None
 
-    @property
+    @cached_property
     def tokenizer(self) -> Any:
-        if self._loaded is None:
-            directory = self.directory
-            from transformers import AutoTokenizer
+        directory = self.directory
+        from transformers import AutoTokenizer
 
-            with quiet_loading():
-                try:
-                    self._loaded = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-                except (OSError, ValueError) as failed:
-                    raise ModelUnavailable(f"{directory} holds no tokenizer that can be loaded: {first_line(failed)}") from None
-        return self._loaded
-
-    def identity(self) -> BaseIdentity:
-        return files_identity(self.directory, self.name)
+        with quiet_loading():
+            try:
+                return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+            except (OSError, ValueError) as failed:
+                raise ModelUnavailable(f"{directory} holds no tokenizer that can be loaded: {first_line(failed)}") from None
 
     def recorded(self, sequence: TrainSequence) -> TokenLogprobs | str:
         """Return a sequence's (token id, log-probability) pairs, or the reason why it has none."""

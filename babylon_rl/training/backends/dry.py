@@ -33,10 +33,7 @@ class DryTrainer(Trainer):
         return None
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
-        """Write an adapter whose bytes are derived from the parent, the seed and the sequences.
-
-        Raises NothingToTrain: the iteration holds no sequence.
-        """
+        """Write an adapter whose bytes are derived from parent, seed and sequences. Raises NothingToTrain: there is no sequence."""
         tokens = sum(len(sequence.response.split()) for sequence in iteration.sequences)
         if not tokens:
             raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token.")

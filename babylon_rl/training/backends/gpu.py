@@ -18,26 +18,16 @@ from subprocess import SubprocessError
 from typing import Any
 
 from babylon_rl.errors import BabylonError, CheckpointError, NothingToTrain, NoTrainer, TrainingError, first_line
-from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS, BaseIdentity
+from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS
 from babylon_rl.reporting.numbers import shortened
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends.base_tokens import BaseTokens
-from babylon_rl.training.backends.openpipe_art import (
-    LEARNING_RATE,
-    LOSSES,
-    art_groups,
-    count_groups,
-    installed,
-    load_art,
-    sent_groups,
-)
+from babylon_rl.training.backends.openpipe_art import LOSSES, ArtTrainer, art_groups, count_groups, installed, load_art, sent_groups
 from babylon_rl.training.backends.protocol import (
     GPU,
     IterationResult,
     OnStep,
     RunContext,
     StepMetrics,
-    Trainer,
     TrainIteration,
     TrainPlan,
     TrainSequence,
@@ -55,31 +45,17 @@ ART_FAILURES = (
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-class GpuTrainer(Trainer):
+class GpuTrainer(ArtTrainer):
     """Trainer for BASE_MODEL on this machine's GPU; sequences without log-probabilities use a ratio of 1.
 
-    ``backend_class`` None is ART's LocalBackend.
-
-    Raises NoTrainer: the packages for a GPU are not installed, or do not load.
+    ``backend_class`` None is ART's LocalBackend. Raises NoTrainer: the packages for a GPU are not installed, or do not load.
     """
 
     name = GPU
 
     def __init__(self, settings: Settings, backend_class: Any = None) -> None:
-        self.base_model = settings.base_model
-        self._settings = settings
-        self._base = BaseTokens(settings, settings.base_model)
+        super().__init__(settings)
         self._backend_class = backend_class or _local_backend()
-        self._run: RunContext | None = None
-
-    def base_identity(self) -> BaseIdentity:
-        return self._base.identity()
-
-    def tokenizer_dir(self) -> Path | None:
-        return self._base.directory
-
-    def hyperparameters(self, generation: int) -> dict[str, Any]:
-        return {"learning_rate": self._settings.learning_rate or LEARNING_RATE}
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         self._run = run
@@ -118,9 +94,14 @@ class GpuTrainer(Trainer):
             **accepts.model_arguments(self._settings.art_model_name), project=self._settings.wandb_project, base_model=self.base_model,
             base_path=str(scratch),
         )  # fmt: skip
-        # ART resumes from the newest step that it finds, so the parent is placed there.
         if parent is not None:
-            _lay_parent(parent, scratch / self._settings.wandb_project / "models" / self._settings.art_model_name)
+            if not (parent / WEIGHTS).is_file():
+                raise CheckpointError(f"The parent in {parent} is no adapter of this machine: it cannot be continued from on a GPU here.")
+            # ART resumes from the newest step that it finds, so the parent's adapter is placed there.
+            step = scratch / self._settings.wandb_project / "models" / self._settings.art_model_name / "checkpoints" / "0001"
+            step.mkdir(parents=True)
+            for name in (WEIGHTS, ADAPTER_CONFIG):
+                shutil.copyfile(parent / name, step / name)
         backend = self._backend_class(path=str(scratch))
         arguments = accepts.train_arguments(self._settings, without_logprobs=True)
         try:
@@ -182,29 +163,17 @@ async def with_signs_of_life(training: Coroutine[Any, Any, Any], beat: Callable[
         task.cancel()
 
 
-def _lay_parent(parent: Path, model_dir: Path) -> None:
-    """Copy the parent's adapter to the place where ART looks for the newest step."""
-    if not (parent / WEIGHTS).is_file():
-        raise CheckpointError(f"The parent in {parent} is no adapter of this machine: it cannot be continued from on a GPU here.")
-    step = model_dir / "checkpoints" / "0001"
-    step.mkdir(parents=True)
-    for name in (WEIGHTS, ADAPTER_CONFIG):
-        shutil.copyfile(parent / name, step / name)
-
-
 def _local_backend() -> Any:
-    if find_spec("unsloth") is None:
-        raise _missing("they are not installed here")
-    try:
-        load_art()
-        from art.local import LocalBackend
-    except (ImportError, OSError, RuntimeError) as failed:
-        raise _missing(f"they do not load here ({failed})") from None
-    return LocalBackend
+    why = "they are not installed here"
+    if find_spec("unsloth") is not None:
+        try:
+            load_art()
+            from art.local import LocalBackend
 
-
-def _missing(why: str) -> NoTrainer:
-    return NoTrainer(
+            return LocalBackend
+        except (ImportError, OSError, RuntimeError) as failed:
+            why = f"they do not load here ({failed})"
+    raise NoTrainer(
         f"Training on a GPU needs the packages of requirements-gpu.lock in an environment of their own (docs/howto/serverless.md): {why}. "
         "Install them, or set LOCAL_BASE_MODEL to train on the CPU."
     )

@@ -16,17 +16,18 @@ import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from babylon_rl.chats import is_cut, plain_messages
+from babylon_rl.models.checkpoints import BaseIdentity, files_identity
 from babylon_rl.reporting.numbers import shortened
-from babylon_rl.settings import TrainingSettings
+from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens, TokenLogprobs
-from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
+from babylon_rl.training.backends.protocol import RunContext, Trainer, TrainPlan, TrainSequence
 
 LEARNING_RATE = 5e-6
 NO_ADVANTAGE = "in a group whose episodes here all have the same score"
@@ -55,7 +56,6 @@ class Installed:
         return WITHOUT_LOGPROBS in self.train
 
     def train_arguments(self, settings: TrainingSettings, *, without_logprobs: bool) -> dict[str, Any]:
-        """Arguments of ``train`` by the settings, as far as it accepts them."""
         wanted: dict[str, Any] = {"learning_rate": settings.learning_rate or LEARNING_RATE, "kl_penalty_coef": settings.kl_penalty}
         return self.accepted(wanted | ({WITHOUT_LOGPROBS: True} if without_logprobs else {}))
 
@@ -70,30 +70,42 @@ class Installed:
         return f"openpipe-art {self.version} on Python {platform.python_version()}"
 
 
+class ArtTrainer(Trainer):
+    """Trainer for BASE_MODEL by openpipe-art, here or at its service."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.base_model = settings.base_model
+        self._settings = settings
+        self._base = BaseTokens(settings, settings.base_model)
+        self._run: RunContext | None = None
+
+    def base_identity(self) -> BaseIdentity:
+        return files_identity(self._base.directory, self.base_model)
+
+    def tokenizer_dir(self) -> Path | None:
+        return self._base.directory
+
+    def hyperparameters(self, generation: int) -> dict[str, Any]:
+        return {"learning_rate": self._settings.learning_rate or LEARNING_RATE}
+
+
 def load_art() -> Any:
     """Import the package `art` without network access."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # read at import: without it a table comes from the net
-    with _unpatched():
+    try:
+        from transformers import masking_utils
+    except ImportError:  # no torch here, and nothing to restore
         import art
 
+        return art
+    untouched = masking_utils._preprocess_mask_arguments
+    import art
+
+    masking_utils._preprocess_mask_arguments = untouched  # the import breaks it for the locked version
     return art
 
 
-@contextmanager
-def _unpatched() -> Iterator[None]:
-    """Restore a transformers function that the import of art breaks for the locked version."""
-    try:
-        from transformers import masking_utils
-    except ImportError:  # no torch here, and nothing to patch
-        yield
-        return
-    untouched = masking_utils._preprocess_mask_arguments
-    yield
-    masking_utils._preprocess_mask_arguments = untouched
-
-
 def installed(train: Callable[..., Any], model: Callable[..., Any]) -> Installed:
-    """Inspect a backend's ``train`` and the class of trainable models."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -121,7 +133,6 @@ class SentCall:
 class SentEpisode:
     window: str
     agent_id: str
-    trajectory_ids: Sequence[str]
     reward: float
     calls: Sequence[SentCall]
 
@@ -135,11 +146,10 @@ def sent_groups(sequences: Sequence[TrainSequence], base: BaseTokens) -> list[li
         episodes.setdefault((sequence.window, part, sequence.agent_id), []).append(sequence)
     groups: dict[tuple[str, int], list[SentEpisode]] = {}
     for (window, part, agent_id), own in sorted(episodes.items()):
-        calls = [_call(sequence, base) for sequence in own]
-        first = own[0]
-        reward = first.advantage if first.score is None else first.score
-        ids = sorted({sequence.trajectory_id for sequence in own})
-        groups.setdefault((window, part), []).append(SentEpisode(window, agent_id, ids, reward, calls))
+        recorded = [(sequence, base.recorded(sequence)) for sequence in own]
+        calls = [SentCall(call, None, found) if isinstance(found, str) else SentCall(call, found) for call, found in recorded]
+        reward = own[0].advantage if own[0].score is None else own[0].score
+        groups.setdefault((window, part), []).append(SentEpisode(window, agent_id, reward, calls))
     return [groups[key] for key in sorted(groups, reverse=True)]
 
 
@@ -182,11 +192,12 @@ def _trajectory(art: Any, episode: SentEpisode, marks: Mapping[str, Any], withou
     # An episode that trains nothing still counts in its group's mean; its first prompt stands for it.
     prompt = [message for message in episode.calls[0].plain if message["role"] != "assistant"]
     histories = [_history(call) for call in training] or [prompt]
+    trajectory_ids = sorted({call.sequence.trajectory_id for call in episode.calls})
     return art.Trajectory(
         messages_and_choices=histories[0],
         additional_histories=[{"messages_and_choices": history} for history in histories[1:]],  # the class's name differs by version
         reward=episode.reward,
-        metadata={**marks, "agentId": episode.agent_id, "trajectoryIds": ",".join(episode.trajectory_ids)},
+        metadata={**marks, "agentId": episode.agent_id, "trajectoryIds": ",".join(trajectory_ids)},
     )
 
 
@@ -206,24 +217,13 @@ def _history(call: SentCall) -> list[Any]:
     return [*call.plain, Choice.model_validate(choice)]
 
 
-def _call(sequence: TrainSequence, base: BaseTokens) -> SentCall:
-    recorded = base.recorded(sequence)
-    return SentCall(sequence, None, recorded) if isinstance(recorded, str) else SentCall(sequence, recorded)
-
-
 def _why_not(call: SentCall, without_logprobs: bool) -> str:
-    if call.tokens is not None:
-        # ART trains every assistant message of a history under this flag, not only the last.
-        return EARLIER_ANSWERS if without_logprobs and _has_answers(call) else ""
     if not without_logprobs:
         return call.lacking
-    if is_cut(call.sequence.finish_reason):
+    if call.tokens is None and is_cut(call.sequence.finish_reason):
         return CUT_WITHOUT_IDS
-    return EARLIER_ANSWERS if _has_answers(call) else ""
-
-
-def _has_answers(call: SentCall) -> bool:
-    return any(message.get("role") == "assistant" for message in call.sequence.messages)
+    # Under this flag ART trains every assistant message of a history, not only the last.
+    return EARLIER_ANSWERS if any(message.get("role") == "assistant" for message in call.sequence.messages) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,10 +243,7 @@ class GradientStep:
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """Progress of a job according to its events so far.
-
-    ``seen`` counts the events. ``announced`` is None where a service does not count sequences.
-    """
+    """Progress of a job by its ``seen`` events; ``announced`` is None where a service does not count sequences."""
 
     seen: int = 0
     announced: int | None = None
@@ -314,11 +311,8 @@ def of_checkpoint(metrics: Mapping[str, Any]) -> tuple[int | None, float | None]
 
 
 def _named(data: Mapping[str, Any]) -> dict[str, float]:
-    metrics = {}
-    for name, value in data.items():
-        if name not in (*LOSSES, *TOKENS) and isinstance(value, int | float) and math.isfinite(value):
-            metrics[NAMES.get(name, name)] = float(value)
-    return metrics
+    known = {name: value for name, value in data.items() if name not in (*LOSSES, *TOKENS) and isinstance(value, int | float)}
+    return {NAMES.get(name, name): float(value) for name, value in known.items() if math.isfinite(value)}
 
 
 def _number(data: Mapping[str, Any], names: tuple[str, ...]) -> float | None:

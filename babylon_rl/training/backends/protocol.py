@@ -230,10 +230,7 @@ TRAINING_GB = {CPU: 1.0, "dry": 0.1, SERVERLESS: 1.0, GPU: 60.0}
 
 @dataclass(frozen=True, slots=True)
 class ModelAddress:
-    """Address of a version: OpenAI-compatible URL, model name there, and key.
-
-    ``hint`` tells what to start first, if anything; ``refusal`` is a sentence on why it cannot be asked.
-    """
+    """OpenAI-compatible address of a version; ``hint`` tells what to start first, if anything, ``refusal`` why it cannot be asked."""
 
     url: str
     model: str
@@ -243,10 +240,7 @@ class ModelAddress:
 
 
 def address_of(settings: Settings, version: str, directory: Path) -> ModelAddress:
-    """Address of a registered version, from its checkpoint directory alone.
-
-    Raises CheckpointError: the pointer to a service cannot be read.
-    """
+    """Address of a version, from its checkpoint directory alone. Raises CheckpointError: the pointer to a service cannot be read."""
     remote = read_remote(directory)
     if remote is not None:
         # The service by the pointer's address, so that no key goes to a host that only the checkpoint names.
@@ -272,10 +266,7 @@ class TrainerChoice:
 
 
 def trainer_choice(settings: Settings) -> TrainerChoice:
-    """Determine the backend and the line of a training under ``settings``; loads no trainer.
-
-    Raises NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
-    """
+    """Determine backend and line of a training; loads no trainer. Raises NoTrainer, with what to set: none is chosen, or available."""
     chosen = chosen_trainer(settings)
     if chosen is None:
         raise NoTrainer(
@@ -303,7 +294,6 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
 
 
 def chosen_trainer(settings: Settings) -> str | None:
-    """Name of the trainer that the settings choose; None without one."""
     return settings.trainer or (SERVERLESS if settings.wandb_key else "local" if settings.train_rl_local else None)
 
 
@@ -325,10 +315,7 @@ def gpu_is_here() -> bool:
 
 
 def choose_trainer(settings: Settings) -> Trainer:
-    """Create the trainer of the settings: TRAINER first, then WANDB_API_KEY, then TRAIN_RL_LOCAL.
-
-    Raises NoTrainer: as ``trainer_choice``.
-    """
+    """Create the trainer of the settings: TRAINER first, then WANDB_API_KEY, then TRAIN_RL_LOCAL. Raises as ``trainer_choice``."""
     choice = trainer_choice(settings)
     # Imported here, because these modules load large packages.
     if choice.backend == SERVERLESS:

@@ -22,7 +22,7 @@ from torch import Tensor
 from babylon_rl.errors import Diverged
 from babylon_rl.models.scoring import EncodedSequence, divergence, legal_logprobs
 from babylon_rl.training.backends.cpu import COLLAPSED_SHARE, KL_BOUND, PARENT_BOUND, TURNED_SHARE
-from babylon_rl.training.backends.cpu.policy import Group, Item, Pack, PackedPolicy, choices
+from babylon_rl.training.backends.cpu.policy import Group, Item, Pack, PackedPolicy, by_pack, choices
 
 KIND_PROMPTS = 20  # a kind with fewer prompts is not measured
 MEASURED_PACKS = 8  # for the KL from the base; each is computed twice, and their mean has a standard error of 0.3 nats
@@ -70,10 +70,9 @@ class Distributions:
 
 def distributions(hidden_nd: Tensor, head_vd: Tensor, items: Sequence[Item], group: Group) -> list[Distributions]:
     """Distributions of each pack of a group, from the hidden states at their choices."""
-    spots = [choices(row, items) for row in group]
-    parts = hidden_nd.split([len(row) for row in spots])
     return [
-        Distributions.of(part, head_vd, [items[n].encoded.legal_t[t] for _, n, t in row]) for part, row in zip(parts, spots, strict=True)
+        Distributions.of(part, head_vd, [items[n].encoded.legal_t[t] for _, n, t in choices(row, items)])
+        for part, row in zip(by_pack(hidden_nd, group, items), group, strict=True)
     ]
 
 
@@ -91,7 +90,6 @@ def read(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) -> 
 
 
 def at_choices(found: Mapping[Pack, Distributions], items: Sequence[Item]) -> AtChoices:
-    """Divide the distributions of packs among their sequences."""
     at: AtChoices = {}
     for row, one in found.items():
         bound, free = iter(() if one.legal_bm is None else one.legal_bm), iter(one.open_od)
@@ -164,7 +162,6 @@ def weighted_kl(found: Mapping[Pack, Distributions], parent: Mapping[Pack, Distr
 
 
 def total_weight(packs: Iterable[Pack], items: Sequence[Item]) -> float:
-    """Sum of the weights of the choices of packs."""
     return math.fsum(items[n].token_weight * items[n].encoded.trainable_tokens for row in packs for n in row.members)
 
 
@@ -254,11 +251,7 @@ def action_shares(
 
 
 def refuse_diverged(measured: Measured, iteration: int) -> None:
-    """Refuse a policy outside its bounds, before publication.
-
-    Raises:
-        Diverged: the policy is no number, too far from the base, or has collapsed into one action.
-    """
+    """Raise Diverged, before publication, if a policy is no number, too far from the base, or has collapsed into one action."""
     cure = "Nothing was published. Lower LEARNING_RATE, or train on more windows."
     share, turned = measured.top_action_share, measured.turned_share
     if share is not None and share > COLLAPSED_SHARE:
@@ -274,16 +267,4 @@ def refuse_diverged(measured: Measured, iteration: int) -> None:
         raise Diverged(
             f"After iteration {iteration} the policy is {measured.kl:.2f} nats a choice away from its base (bound {KL_BOUND:g}). {cure} "
             "A KL_PENALTY above 0 holds it nearer."
-        )
-
-
-def refuse_no_number(loss: float, norm: float, step: int, iteration: int) -> None:
-    """Refuse an optimizer step that would damage the weights.
-
-    Raises:
-        Diverged: the loss or the gradient's norm is not finite.
-    """
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise Diverged(
-            f"Step {step} of iteration {iteration} has loss {loss} and gradient norm {norm}; nothing was published. Lower LEARNING_RATE."
         )

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from babylon_rl.training.backends.cpu import RATIO_LIMIT
 
-EPSILON, EPSILON_HIGH = 1.0, RATIO_LIMIT - 1
 STALE_PROBABILITY = 0.05
 LONGEST_LOG_RATIO = 50.0  # so that sums stay finite
 
@@ -34,20 +33,15 @@ class LossWeights:
     entropy: float
     kl: float
     stale_probability: float = STALE_PROBABILITY
-    epsilon: float = EPSILON
-    epsilon_high: float = EPSILON_HIGH
+    epsilon: float = 1.0
+    epsilon_high: float = RATIO_LIMIT - 1
 
 
 ART_WEIGHTS = LossWeights(entropy=0.0, kl=0.0, stale_probability=0.0)
 
 
 def token_loss(
-    logprobs_n: Tensor,
-    entropy_n: Tensor,
-    advantages_n: Tensor,
-    served_n: Tensor,
-    kl_n: Tensor | None,
-    weights: LossWeights,
+    logprobs_n: Tensor, entropy_n: Tensor, advantages_n: Tensor, served_n: Tensor, kl_n: Tensor | None, weights: LossWeights
 ) -> Tensor:
     """[N] losses of N tokens.
 

@@ -363,8 +363,6 @@ def choices(row: Pack, items: Sequence[Item]) -> list[Spot]:
 def load_policy(base_dir: Path, parent: Path | None, dtype: torch.dtype | None = None, device: Device | None = None) -> tuple[Any, Any]:
     """Load tokenizer and base with the parent's adapter, or a new neutral one.
 
-    ``device`` None chooses ``best_device()``, ``dtype`` None the device's.
-
     Raises CheckpointError: the parent is damaged, is kept by a service, or does not fit the base.
     """
     device = device or best_device()

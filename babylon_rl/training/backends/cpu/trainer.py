@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from babylon_rl.errors import NothingToTrain
+from babylon_rl.errors import Diverged, NothingToTrain
 from babylon_rl.heap import return_freed_memory
 from babylon_rl.models.base_model import base_model_dir, base_model_name, quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, base_identity, saving_weights
@@ -31,22 +31,8 @@ from babylon_rl.models.row_attention import joined
 from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens
-from babylon_rl.training.backends.cpu import PARENT_BOUND, RATIO_LIMIT
+from babylon_rl.training.backends.cpu import PARENT_BOUND, RATIO_LIMIT, bounds
 from babylon_rl.training.backends.cpu.answers import weigh_answers
-from babylon_rl.training.backends.cpu.bounds import (
-    AtChoices,
-    Parent,
-    at_choices,
-    distributions,
-    measure,
-    read,
-    read_parent,
-    refuse_diverged,
-    refuse_no_number,
-    step_back,
-    total_weight,
-    weighted_kl,
-)
 from babylon_rl.training.backends.cpu.loss import STALE_PROBABILITY, LossWeights, clipped, served_sums, token_loss
 from babylon_rl.training.backends.cpu.policy import (
     ALPHA,
@@ -58,7 +44,6 @@ from babylon_rl.training.backends.cpu.policy import (
     Item,
     Pack,
     PackedPolicy,
-    Spot,
     choices,
     load_policy,
     make_items,
@@ -95,10 +80,7 @@ _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class CpuTrainer(Trainer):
-    """Trainer on this machine; ``threads`` None takes ``usable_cores``.
-
-    ``device`` None is the processor with TRAINER=cpu, else ``best_device()``.
-    """
+    """Trainer on this machine; ``device`` None is the processor with TRAINER=cpu, else ``best_device()``."""
 
     name = CPU
 
@@ -148,7 +130,7 @@ class CpuTrainer(Trainer):
         policy = PackedPolicy(model, self._threads or usable_cores(), device)
         # One pass gives the weights of answers and, of a policy that is the parent still, its distributions.
         replayed = any(item.group for item in items)
-        at = at_choices(read(policy, items, pack([item.encoded for item in items])), items) if replayed else None
+        at = bounds.at_choices(bounds.read(policy, items, pack([item.encoded for item in items])), items) if replayed else None
         items = weigh_answers(items, at or {}, left_out)
         run = IterationRun(policy, items, iteration, self._settings, at=at)
         run.restore(parent)
@@ -195,33 +177,31 @@ def within_reach(done: float, kl: float) -> float:
 
 
 class IterationRun:
-    """Training of a policy on the items of one iteration."""
-
     def __init__(
         self, policy: PackedPolicy, items: Sequence[Item], iteration: TrainIteration, settings: Settings,
-        weights: LossWeights | None = None, at: AtChoices | None = None,
+        weights: LossWeights | None = None, at: bounds.AtChoices | None = None,
     ) -> None:  # fmt: skip
         self._at = at
         self._policy, self._items, self._iteration, self._settings = policy, items, iteration, settings
         self._rate = settings.learning_rate or of_generation(LEARNING_RATES, iteration.generation)
-        self._parent: Parent | None = None
+        self._parent: bounds.Parent | None = None
         self._kl_of_steps = deque[float](maxlen=KL_STEPS)
         self._optimizer = torch.optim.AdamW(policy.parameters.values(), lr=self._rate, weight_decay=0.0)
         entropy, stale = (of_generation(values, iteration.generation) for values in (ENTROPY_BONUSES, STALE_PROBABILITIES))
         self._weights = weights or LossWeights(entropy, settings.kl_penalty, stale)
 
     def train(self, on_step: OnStep) -> IterationResult:
-        """Take the optimizer steps within the trust region, then measure the policy.
-
-        Raises:
-            Diverged: the loss or the policy left its bounds.
-        """
+        """Take the optimizer steps within the trust region, then measure the policy. Raises Diverged: it or the loss left its bounds."""
         packs = pack([item.encoded for item in self._items])
         if self._iteration.generation > 1:
             moved = self._iteration.origin if self._iteration.step > 1 else None
-            self._parent = read_parent(self._policy, self._items, packs, moved, self._at)
+            self._parent = bounds.read_parent(self._policy, self._items, packs, moved, self._at)
             self._at = None
-        plan = list(self._plan(packs))
+        rng, plan = random.Random(self._iteration.seed), list[list[Pack]]()
+        for _ in range(self._iteration.passes):
+            order = list(packs)
+            rng.shuffle(order)
+            plan += optimizer_steps(order, self._settings)
         totals, told, tokens = Counter[str](), Counter[str](), 0
         at_start: dict[str, float] = {}
         self._policy.model.train()
@@ -237,11 +217,11 @@ class IterationRun:
             loss = step.pop("loss")
             on_step(StepMetrics(self._iteration.step, number, len(plan), loss, tokens, step))
         if self._parent is None:
-            found, within = read(self._policy, self._items, packs), dict[str, float]()
+            found, within = bounds.read(self._policy, self._items, packs), dict[str, float]()
         else:
-            found, within = step_back(self._policy, self._items, packs, self._parent)
-        measured = measure(self._policy, self._items, found, None if self._parent is None else self._parent.at)
-        refuse_diverged(measured, self._iteration.step)
+            found, within = bounds.step_back(self._policy, self._items, packs, self._parent)
+        measured = bounds.measure(self._policy, self._items, found, None if self._parent is None else self._parent.at)
+        bounds.refuse_diverged(measured, self._iteration.step)
         means = {name: total / told[name] for name, total in totals.items()}
         loss = means.pop("loss")
         means |= at_start | measured.metrics | within  # of what came out, kl known without a penalty too
@@ -265,7 +245,11 @@ class IterationRun:
             step = {name: value for name, value in step.items() if name not in SERVED}
         norm = float(torch.nn.utils.clip_grad_norm_(self._policy.parameters.values(), self._settings.max_grad_norm))
         # Before the step, which would carry such a number into the weights.
-        refuse_no_number(step["loss"], norm, number, self._iteration.step)
+        if not (math.isfinite(step["loss"]) and math.isfinite(norm)):
+            raise Diverged(
+                f"Step {number} of iteration {self._iteration.step} has loss {step['loss']} and gradient norm {norm}; nothing was "
+                "published. Lower LEARNING_RATE."
+            )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return step | {"gradientNorm": norm}
@@ -284,7 +268,7 @@ class IterationRun:
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         if self._parent is not None:
-            return {**totals, "klParent": totals["klParent"] / total_weight(packs, self._items)}
+            return {**totals, "klParent": totals["klParent"] / bounds.total_weight(packs, self._items)}
         return dict(totals)
 
     def _gradient(
@@ -298,7 +282,10 @@ class IterationRun:
         kl_n = None
         if bases:
             kl_n = self._policy.divergence(hidden_nd, torch.cat([base.at_choices_nd for base in bases]), self._items, spots)
-        weight_n, advantages_n, served_n = self._targets(spots, tokens)
+        # Weights, whose sum over a step's tokens is about 1, advantages and recorded log-probabilities.
+        of = self._items
+        rows = [(of[n].token_weight / tokens, of[n].advantage, of[n].served_t[t]) for _, n, t in spots]
+        weight_n, advantages_n, served_n = torch.tensor(rows, device=self._policy.head.device).T
         loss = (weight_n * token_loss(logprobs_n, entropy_n, advantages_n, served_n, kl_n, self._weights)).sum()
         # Not backward(): groups are computed by several threads, and would add to the same .grad in the order in which they finish.
         gradients = torch.autograd.grad(loss, list(self._policy.parameters.values()), allow_unused=True)
@@ -310,23 +297,9 @@ class IterationRun:
         if kl_n is not None:
             metrics["kl"] = float((weight_n * kl_n.detach()).sum())
         if self._parent is not None:
-            own = distributions(hidden_nd.detach(), self._policy.head, self._items, group)
-            metrics["klParent"] = weighted_kl(dict(zip(group, own, strict=True)), self._parent.at, self._items, self._policy.head)
+            own = bounds.distributions(hidden_nd.detach(), self._policy.head, self._items, group)
+            metrics["klParent"] = bounds.weighted_kl(dict(zip(group, own, strict=True)), self._parent.at, self._items, self._policy.head)
         return metrics, gradients
-
-    def _targets(self, spots: Sequence[Spot], tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        """[N] weights (their sum over a step's tokens is about 1), advantages and recorded log-probabilities."""
-        of = self._items
-        rows = [(of[n].token_weight / tokens, of[n].advantage, of[n].served_t[t]) for _, n, t in spots]
-        weight_n, advantages_n, served_n = torch.tensor(rows, device=self._policy.head.device).T
-        return weight_n, advantages_n, served_n
-
-    def _plan(self, packs: Sequence[Pack]) -> Iterator[list[Pack]]:
-        rng = random.Random(self._iteration.seed)
-        for _ in range(self._iteration.passes):
-            order = list(packs)
-            rng.shuffle(order)
-            yield from optimizer_steps(order, self._settings)
 
     def _set_rate(self, done: float, number: int) -> float:
         # Only in the first iteration: the optimizer's state goes on from one to the next, so it is warm in the others.
@@ -337,7 +310,6 @@ class IterationRun:
         return rate
 
     def restore(self, parent: Path | None) -> None:
-        """Restore the optimizer state that the previous iteration saved."""
         # A published parent has no state (publishing.py leaves it out): each version begins with a new optimizer.
         if parent is None or not (parent / OPTIMIZER_STATE).is_file() or self._iteration.step == 1:
             return

@@ -311,7 +311,6 @@ class RemoteJobRunner:
         return posts.get("lost") if posts.keys() <= {"lost", "refused"} else None
 
     def _told(self, job: RemoteJob, progress: JobProgress, state: JobState, error: str | None, step: int | None) -> RemoteJob:
-        """End a job by what its events told."""
         loss = progress.loss if progress.loss is not None and math.isfinite(progress.loss) else None
         counts = {"sequences": progress.sequences, "trainable_tokens": progress.tokens or None}
         return self._end(self._ended(job, state, error, step_after=step, loss=loss, metrics=progress.metrics, **counts))
@@ -365,7 +364,6 @@ def _of(job: RemoteJob) -> str:
 
 
 def failure_of(job: RemoteJob) -> TrainingError:
-    """Build the error of a job that ended and does not count."""
     message = f"The job of {_of(job)} at {job.service} does not count: {job.error or job.state}."
     if job.error is not None and "loss is not finite" in job.error:
         return Diverged(f"{message} Nothing was published. Lower LEARNING_RATE.")

@@ -46,11 +46,7 @@ class Unknown(Exception):
 
 
 class _Posted(Exception):
-    """Carries the job id out of ART's train()."""
-
-    def __init__(self, job_id: str) -> None:
-        super().__init__(job_id)
-        self.job_id = job_id
+    """Carries the job id, its argument, out of ART's train()."""
 
 
 class ServerlessService:
@@ -163,7 +159,7 @@ class ServerlessService:
         try:
             await self._backend.train(self._model, list(groups), **arguments)
         except _Posted as posted:
-            return posted.job_id
+            return str(posted.args[0])
         except openai.APIError as failed:
             # Before `sent` every failure is a refusal; after it the outcome may be unknown.
             if not sent:  # ART asked for something else first

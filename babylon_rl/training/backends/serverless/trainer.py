@@ -12,14 +12,13 @@ from typing import Any
 
 from babylon_rl.errors import CheckpointError, NothingToTrain
 from babylon_rl.interrupts import run_coroutine
-from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
+from babylon_rl.models.checkpoints import read_remote, write_remote
 from babylon_rl.services import WANDB
 from babylon_rl.settings import Settings
 from babylon_rl.store.write_ahead import RemoteJob, newest_job
-from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.openpipe_art import (
     FIRST_WITHOUT_LOGPROBS,
-    LEARNING_RATE,
+    ArtTrainer,
     Installed,
     JobProgress,
     SentEpisode,
@@ -33,7 +32,6 @@ from babylon_rl.training.backends.protocol import (
     OnStep,
     RunContext,
     StepMetrics,
-    Trainer,
     TrainIteration,
     TrainPlan,
     TrainSequence,
@@ -46,31 +44,19 @@ LONGEST_JOB = timedelta(hours=3)  # then a posted job counts as dead; before, no
 NEVER_TAKEN = ("batch_size", "gradient_accumulation_steps", "max_grad_norm", "warmup_steps")
 
 
-class ServerlessTrainer(Trainer):
-    """Trainer for BASE_MODEL at the service.
-
-    ``times`` None takes the values of the settings; ``at`` is called at every boundary (runner.py).
-    """
+class ServerlessTrainer(ArtTrainer):
+    """Trainer for BASE_MODEL at the service; ``times`` None takes the settings', ``at`` is called at every boundary (runner.py)."""
 
     name = SERVERLESS
     service = WANDB
 
     def __init__(self, settings: Settings, times: Times | None = None, at: Boundary = lambda boundary: None) -> None:
-        self.base_model = settings.base_model
-        self._settings = settings
-        self._base = BaseTokens(settings, settings.base_model)
+        super().__init__(settings)
         self._times = times or Times(LONGEST_JOB, timedelta(hours=settings.training_time_limit_hours))
         self._at = at
-        self._run: RunContext | None = None
-
-    def base_identity(self) -> BaseIdentity:
-        return self._base.identity()
-
-    def tokenizer_dir(self) -> Path | None:
-        return self._base.directory
 
     def hyperparameters(self, generation: int) -> dict[str, Any]:
-        return dict.fromkeys(NEVER_TAKEN) | {"learning_rate": self._settings.learning_rate or LEARNING_RATE}
+        return dict.fromkeys(NEVER_TAKEN) | super().hyperparameters(generation)
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
         return self._plan(sequences, judged=False)
