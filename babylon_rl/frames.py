@@ -336,7 +336,7 @@ def _call_rows(source: _Source) -> Iterator[dict[str, Any]]:
     for hour in read_hours(source.connection, source.windows, source.settings, Splits(), Selection(everything=True)):
         for record in hour.records():
             # Schemas differ from call to call, so they are text, as in the export.
-            form = None if record.response_format is None else records.encode(record.response_format).decode()
+            form = None if record.response_format is None else msgspec.json.encode(record.response_format).decode()
             yield {**msgspec.to_builtins(record), **_hour(hour.window), "responseFormat": form}
 
 

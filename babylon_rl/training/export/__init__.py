@@ -86,7 +86,6 @@ def export_windows(
         connection: not inside a transaction.
         form: one of FORMATS.
         force: write into a directory that holds other files, and replace those that are in the way.
-        tell: gets the number of hours that are done.
 
     Raises:
         UsageError: the target is not empty and not an earlier export, or no file system knows it.

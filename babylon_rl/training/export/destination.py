@@ -108,10 +108,7 @@ class Destination:
         self._files.append(file)
 
     def commit(self, about: Mapping[str, Any]) -> list[str]:
-        """Move the set into place, remove old files of earlier exports, and return the paths.
-
-        The manifest is marked incomplete until all are moved.
-        """
+        """Move the set into place, remove old files of earlier exports, and return the paths."""
         # Killed from here on, the next export finds both lists and knows every file of either as its own.
         self._write_manifest(ExportManifest(state="incomplete", files=[*self._held.files, *self._files]))
         self._staging.place(self._staged)

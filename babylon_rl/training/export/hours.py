@@ -6,7 +6,6 @@ and recorded gameKnowledge are used for this check only.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -27,7 +26,7 @@ from babylon_rl.training.conversion import CUT, EMPTY, LEAK
 from babylon_rl.training.export.records import Record, episode_records, is_storable
 from babylon_rl.types import Episode, EpisodeScore, GroupScores, ServedSequence, WindowReading
 from babylon_rl.versions import seeded_share
-from babylon_rl.windows import is_complete, window_range, window_start
+from babylon_rl.windows import is_complete, window_range
 
 SHORT = "in an episode with too few steps"
 QUARANTINED = "in a quarantined hour"
@@ -40,10 +39,7 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 
 @dataclass(frozen=True)
 class Splits:
-    """Shares of windows, 0..1: ``train`` and ``validation``, the rest is test.
-
-    Raises UsageError: a share is outside 0..1, or both together exceed 1.
-    """
+    """Shares of windows: ``train``, ``validation``, the rest is test. Raises UsageError: one is outside 0..1, or both together."""
 
     train: float = 0.9
     validation: float = 0.0
@@ -68,9 +64,8 @@ class Selection:
     """Selection of episodes; without any flag the usable ones of hours that are not quarantined.
 
     ``everything`` adds those with too few steps and quarantined hours. ``only_scored`` leaves out episodes without a score,
-    ``only_trainable`` also groups without spread, empty and cut responses: what does not train.
-
-    Raises UsageError: flags that contradict each other.
+    ``only_trainable`` also groups without spread, empty and cut responses: what does not train. Raises UsageError: flags that contradict
+    each other.
     """
 
     everything: bool = False
@@ -112,10 +107,7 @@ class ExportHour:
         return next((entry for entry in self.scores.scores if entry.agent_id == agent_id), None) if self.scores is not None else None
 
     def records(self, *, scored: bool | None = None) -> Iterator[Record]:
-        """Read the hour's records by agent id, once only.
-
-        ``scored`` selects episodes with (True) or without (False) a score; None takes all.
-        """
+        """Read the hour's records by agent id, once only: of episodes with (True) or without (False) a score, or of all (None)."""
         selected = [episode for episode in self.episodes if scored is None or (self.score_of(episode.agent_id) is not None) == scored]
         for some in by_rows(selected):
             ids = [trajectory_id for episode in some for trajectory_id in episode.trajectory_ids]
@@ -130,16 +122,10 @@ class ExportHour:
 
 
 def complete_windows(connection: Connection, first: str | None, end: str | None, now: datetime) -> tuple[list[str], list[str]]:
-    """List the windows with rows from ``first`` to before ``end``: complete ones, others.
-
-    Raises UsageError: a malformed id, or a range that runs backwards.
-    """
-    if first is not None and end is not None:
-        next(window_range(first, end), None)
-    for edge in (first, end):
-        if edge is not None:
-            window_start(edge)
-    windows = windows_with_rows(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE)
+    """Windows with rows from ``first`` to before ``end``: complete ones, others. Raises UsageError: a malformed id, a backward range."""
+    first, end = first or FIRST_POSSIBLE, end or LAST_POSSIBLE
+    next(window_range(first, end), None)
+    windows = windows_with_rows(connection, first, end)
     complete = [window for window in windows if is_complete(window, now)]
     return complete, [window for window in windows if not is_complete(window, now)]
 
@@ -149,21 +135,15 @@ def read_hours(
 ) -> Iterator[ExportHour]:
     """Read hours one after another, with part of an hour's texts in memory.
 
-    ``connection`` must not be inside a transaction: each hour is read in one of its own, in which rows, scores and outcomes
-    are those of one moment, and which lasts until the next hour is asked for.
+    ``connection`` must not be inside a transaction: each hour is read in one of its own, in which rows, scores and outcomes are those of
+    one moment, and which lasts until the next hour is asked for.
     """
-    for window in windows:
-        with _one_moment(connection):
-            yield _read_hour(connection, window, settings, splits.of(window), selection)
-
-
-@contextmanager
-def _one_moment(connection: Connection) -> Iterator[None]:
     level = connection.isolation_level
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     try:
-        with connection.transaction():
-            yield
+        for window in windows:
+            with connection.transaction():
+                yield _read_hour(connection, window, settings, splits.of(window), selection)
     finally:
         if not connection.closed:
             connection.isolation_level = level

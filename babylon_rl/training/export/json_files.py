@@ -6,7 +6,7 @@ on; any other is a plain message. In the archive ``trajectories.jsonl`` has a li
 episode, ``scores.json`` the form of ``babylon-rl scores`` without the judge's words, ``metadata.json`` the hour's contents and outcomes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from io import BufferedWriter
 from typing import Any
 
@@ -15,10 +15,9 @@ import msgspec
 from babylon_rl.judge.consensus import scores_document as judged_document
 from babylon_rl.training.export.destination import Destination
 from babylon_rl.training.export.hours import ExportHour
-from babylon_rl.training.export.records import Record, encode, row
+from babylon_rl.training.export.records import Record, row
 from babylon_rl.types import MESSAGE_SOURCES, count_reasons
 
-TRAJECTORIES, GROUPS, SCORES, METADATA = "trajectories.jsonl", "groups.jsonl", "scores.json", "metadata.json"
 NO_REWARD = 0.0  # ART has no trajectory without a reward; a group in which all are equal teaches nothing
 _IN_MESSAGES = {"messages", "response", "logprobs"}
 _OF_EPISODE = (
@@ -44,8 +43,8 @@ class JsonlWriter:
                 name = f"{hour.split}.jsonl"
                 if name not in self._files:
                     self._files[name] = self._destination.new(name)
-                self._files[name].write(b'{"trajectories":[' + encode(art_trajectory(first)))
-                self._files[name].writelines(b"," + encode(art_trajectory(record)) for record in records)
+                self._files[name].write(b'{"trajectories":[' + msgspec.json.encode(art_trajectory(first)))
+                self._files[name].writelines(b"," + msgspec.json.encode(art_trajectory(record)) for record in records)
                 self._files[name].write(b"]}\n")
 
     def close(self) -> None:
@@ -71,7 +70,7 @@ def art_trajectory(record: Record) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return encode(value).decode() if isinstance(value, dict | list) else value
+    return msgspec.json.encode(value).decode() if isinstance(value, dict | list) else value
 
 
 def _choice(record: Record) -> dict[str, Any] | None:
@@ -104,33 +103,28 @@ class ArchiveWriter:
         self._destination = destination
 
     def add(self, hour: ExportHour) -> None:
-        """Write the window's four files; metadata comes last."""
         if not hour.episodes:
             return
         # The order matters: the counts of records in groups and metadata are complete only once all records were read.
-        contents: dict[str, Callable[[ExportHour], Iterable[Any]]] = {
-            TRAJECTORIES: lambda hour: map(row, hour.records()),
-            GROUPS: lambda hour: [group_document(hour)],
-            SCORES: lambda hour: [scores_document(hour)],
-            METADATA: lambda hour: [metadata_document(hour)],
-        }
-        for file, documents in contents.items():
-            name = f"{hour.window}/{file}"
-            self._destination.new(name).writelines(encode(document) + b"\n" for document in documents(hour))
-            self._destination.finished(name)
+        self._write(hour, "trajectories.jsonl", map(row, hour.records()))
+        self._write(hour, "groups.jsonl", [group_document(hour)])
+        self._write(hour, "scores.json", [scores_document(hour)])
+        self._write(hour, "metadata.json", [metadata_document(hour)])
+
+    def _write(self, hour: ExportHour, file: str, documents: Iterable[Any]) -> None:
+        name = f"{hour.window}/{file}"
+        self._destination.new(name).writelines(msgspec.json.encode(document) + b"\n" for document in documents)
+        self._destination.finished(name)
 
     def close(self) -> None:
         """Do nothing: every file is finished already."""
 
 
 def group_document(hour: ExportHour) -> dict[str, Any]:
-    """Describe the window's group: its episodes with scores and number of records."""
     episodes = []
     for episode in hour.episodes:
         score = hour.score_of(episode.agent_id)
-        judged: dict[str, float | None] = {"score": None, "advantage": None, "rank": None}
-        if score is not None:
-            judged = {"score": score.score, "advantage": score.advantage, "rank": score.rank}
+        judged = {name: None if score is None else getattr(score, name) for name in ("score", "advantage", "rank")}
         document = msgspec.to_builtins(episode)
         episodes.append({name: document[name] for name in _OF_EPISODE} | judged | {"records": hour.served[episode.agent_id]})
     return {
@@ -153,7 +147,6 @@ def scores_document(hour: ExportHour) -> dict[str, Any]:
 
 
 def metadata_document(hour: ExportHour) -> dict[str, Any]:
-    """Describe the hour's contents, omitted data and market outcomes."""
     reading = hour.reading
     return {
         "window": hour.window,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROMPT = [{"role": "user", "content": "OPENLIE fell 3% on bad news. Buy, sell or hold?"}]
+ANSWER_TOKENS = 8  # of the checkpoint's own answer, along which the two are compared
 MOST_KL = {False: 1e-6, True: 0.005}  # nats a token, by whether merged: merging rounds the sum to the base's own precision
 
 
@@ -148,8 +149,11 @@ def _difference(base_dir: Path, directory: Path, written: Path, merged: bool) ->
         ids = list(encode_prompt(AutoTokenizer.from_pretrained(base_dir, trust_remote_code=False), PROMPT))
         if tuple(ids) != encode_prompt(tokenizer, PROMPT):
             raise ExportError(f"The tokenizer in {written} does not read a prompt as the base's does; nothing was exported.")
-        # Along the checkpoint's own answer: the two are compared where the version is used, not on the prompt alone.
-        ids, trained = _answered(_loaded(base_dir, directory), ids)
+        # Greedily, where the version is used, and not on the prompt alone.
+        checkpoint = _loaded(base_dir, directory)
+        for _ in range(ANSWER_TOKENS):
+            ids.append(int(_logprobs(checkpoint, ids)[-1].argmax()))
+        trained = _logprobs(checkpoint, ids)
         again: Any = (
             AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32, trust_remote_code=False).eval()
             if merged
@@ -171,14 +175,8 @@ def _loaded(base_dir: Path, adapter: Path) -> Any:
         raise ModelUnavailable(f"{adapter} cannot be loaded on {base_dir}: {first_line(error)}") from error
 
 
-def _answered(model: Any, ids: list[int], tokens: int = 8) -> "tuple[list[int], Tensor]":
-    """Extend the prompt greedily; return its tokens and all log-probabilities [T, V]."""
-    for _ in range(tokens):
-        ids = [*ids, int(_logprobs(model, ids)[-1].argmax())]
-    return ids, _logprobs(model, ids)
-
-
 def _logprobs(model: Any, ids: list[int]) -> "Tensor":
+    """[T, V] log-probabilities."""
     import torch
 
     with torch.no_grad():

@@ -20,12 +20,9 @@ if TYPE_CHECKING:
 ROWS_IN_A_GROUP = 1024
 CARD = "README.md"
 FILE_BYTES = 500_000_000
+# Of the card; other kinds are types themselves.
 _TYPES = {
-    "string": "  dtype: string",
     "json": "  dtype: string",
-    "int64": "  dtype: int64",
-    "float64": "  dtype: float64",
-    "bool": "  dtype: bool",
     "strings": "  list: string",
     "messages": "  list:\n  - name: role\n    dtype: string\n  - name: content\n    dtype: string",
     "logprobs": "  list:\n  - name: token\n    dtype: string\n  - name: tokenId\n    dtype: int64\n  - name: logprob\n    dtype: float64",
@@ -54,25 +51,14 @@ def schema() -> "pyarrow.Schema":
     text = pyarrow.string()
     message = pyarrow.struct([("role", text), ("content", text)])
     token = pyarrow.struct([("token", text), ("tokenId", pyarrow.int64()), ("logprob", pyarrow.float64())])
-    types = {
-        "string": text,
-        "json": text,
-        "int64": pyarrow.int64(),
-        "float64": pyarrow.float64(),
-        "bool": pyarrow.bool_(),
-        "strings": pyarrow.list_(text),
-        "messages": pyarrow.list_(message),
-        "logprobs": pyarrow.list_(token),
-    }
-    return pyarrow.schema([(column.name, types[column.kind]) for column in COLUMNS])
+    types = {"json": text, "strings": pyarrow.list_(text), "messages": pyarrow.list_(message), "logprobs": pyarrow.list_(token)}
+    return pyarrow.schema([(column.name, types.get(column.kind) or pyarrow.type_for_alias(column.kind)) for column in COLUMNS])
 
 
 class ParquetWriter:
-    """Parquet files by split, written hour by hour.
+    """Parquet files by split, written hour by hour; ``name`` gives the name of a split's file of a number, from 0.
 
-    Args:
-        name: gives the name of a split's file of a number, from 0.
-        file_bytes: a file that has reached this size is followed by the next one; None: a split is one file.
+    A file that has reached ``file_bytes`` is followed by the next one; None: a split is one file.
     """
 
     def __init__(self, destination: Destination, name: Callable[[str, int], str], file_bytes: int | None = None) -> None:
@@ -142,7 +128,7 @@ class HuggingFaceWriter(ParquetWriter):
         lines = ["---", "tags:", "- reinforcement-learning", "- trading-agents", "configs:", "- config_name: default", "  data_files:"]
         lines += [f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits]
         lines += ["dataset_info:", "  features:"]
-        lines += [indent(f"- name: {column.name}\n{_TYPES[column.kind]}", "  ") for column in COLUMNS]
+        lines += [indent(f"- name: {column.name}\n{_TYPES.get(column.kind, f'  dtype: {column.kind}')}", "  ") for column in COLUMNS]
         lines.append("  splits:")
         for split in splits:
             lines += [f"  - name: {split}", f"    num_bytes: {self.table_bytes[split]}", f"    num_examples: {self.examples[split]}"]

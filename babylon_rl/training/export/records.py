@@ -92,7 +92,7 @@ def episode_records(
             messages=call.messages,
             response=call.response,
             # As read back from JSON: numbers that it lacks become null.
-            response_format=msgspec.json.decode(encode(call.response_format), type=dict[str, Any] | None),
+            response_format=msgspec.json.decode(msgspec.json.encode(call.response_format), type=dict[str, Any] | None),
             logprobs=_logprobs(call.logprobs),
             purpose=call.purpose,
             source=call.source,
@@ -118,22 +118,17 @@ def episode_records(
 def is_storable(call: ServedSequence) -> bool:
     """False for a call with invalid Unicode or too deep nesting, which fits no file."""
     try:
-        encode(call)
+        msgspec.json.encode(call)
     except (UnicodeEncodeError, RecursionError):
         return False
     return True
-
-
-def encode(value: Any) -> bytes:
-    """Encode ``value`` as one line of JSON; the same value gives the same bytes."""
-    return msgspec.json.encode(value)
 
 
 def row(record: Record) -> dict[str, Any]:
     """Convert a record to a row of a table: nested values unchanged, ``json`` columns as text."""
     plain: dict[str, Any] = msgspec.to_builtins(record)
     if record.response_format is not None:
-        plain["responseFormat"] = encode(record.response_format).decode()
+        plain["responseFormat"] = msgspec.json.encode(record.response_format).decode()
     return plain
 
 
