@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 
 from babylon_rl.errors import BatchConflict, JudgeUnavailable, NothingToTrain, NoTrainer, TrainingError, TrainingPaused
@@ -62,11 +63,11 @@ from babylon_rl.training.lifecycle import (
     PREPARE,
     PUBLISH,
     TRAIN,
+    WORK,
     BatchRun,
     failing,
     plan_iterations,
     train_iterations,
-    work_dir,
 )
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
 from babylon_rl.types import NO_SPREAD, GroupScores
@@ -80,16 +81,12 @@ QUARANTINED_REASON = "its hour is quarantined"
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Judged batch: episodes with scores and advantages; dropped groups with reasons, and answers that train, by window."""
+    """Judged batch: episodes still in it, with advantages; dropped groups with reasons, and answers that train, by window."""
 
     batch: Batch
-    episodes: Sequence[BatchEpisode]
+    remaining: Sequence[BatchEpisode]
     dropped_groups: Mapping[str, str]
     answers: Mapping[str, AnswersByCall]
-
-    @property
-    def remaining(self) -> list[BatchEpisode]:
-        return [episode for episode in self.episodes if episode.dropped is None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +128,9 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
             key), and the batch has failed. What was judged is kept.
     """
     batch = required_batch(connection, batch_id)
-    if batch.state == "completed" or read_steps(connection, batch_id):
-        return _prepared(connection, batch, batch_settings(batch, settings))
     effective = batch_settings(batch, settings)
+    if batch.state == "completed" or read_steps(connection, batch_id):
+        return _prepared(connection, batch, effective)
     clock = clock_from(now)
     # From here on an earlier run of this batch matches no row any more: every write names its attempt, and its next heartbeat stops it.
     attempt = _claim(connection, batch_id, now)
@@ -187,10 +184,8 @@ def train_batch(
 ) -> Trained:
     """Train a prepared batch, publish its checkpoint and register it; resume an interrupted run.
 
-    Args:
-        trainer: the backend; None makes the one that the batch's frozen settings choose.
-        on_step: called after every optimizer step.
-        on_preflight: called with the batch once its pre-flight is on record, before anything is trained, posted or paid.
+    ``trainer`` None makes the one that the batch's frozen settings choose. ``on_preflight`` is called with the batch once its pre-flight is
+    on record, before anything is trained, posted or paid.
 
     Raises:
         TrainingError: the batch is not prepared, or the training failed (then so has the batch).
@@ -210,7 +205,7 @@ def train_batch(
     # Until it was claimed, the run before this one may have given it a parent or another number.
     batch = required_batch(connection, batch_id)
     checkpoints, clock = settings.home / "checkpoints", clock_from(now)
-    with failing(connection, batch_id, attempt, clock, work_dir(checkpoints, batch_id)):
+    with failing(connection, batch_id, attempt, clock, checkpoints / WORK / batch_id):
         trainer = trainer or choose_trainer(effective)
         if (trainer.name, trainer.base_model) != (batch.backend, batch.base_model):
             raise NoTrainer(
@@ -224,22 +219,6 @@ def train_batch(
     return Trained(required_batch(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What one run of a training trains, and from what; ``iterations`` are their hours."""
-
-    parent: Model | None
-    generation: int
-    directory: Path | None
-    conversion: Conversion
-    train_plan: TrainPlan
-    iterations: Sequence[Sequence[str]]
-
-    @property
-    def parent_version(self) -> str | None:
-        return None if self.parent is None else self.parent.version
-
-
 def _train(
     run: BatchRun, prepared: Prepared, settings: Settings, on_step: OnStep, on_preflight: Callable[[Batch], None], begun: bool
 ) -> Model:
@@ -247,7 +226,7 @@ def _train(
 
     1. published before: the registered version of a checkpoint that an earlier run published, and the completed batch;
     2. ``_enter_the_line``: the batch as `training`, the only one of its line;
-    3. ``check_storage`` and ``_plan``: what it held;
+    3. ``check_storage``, then parent, sequences and the hours of each iteration: what it held;
     4. ``_record_preflight``: parent, pre-flight, contributions, and episodes without a token as dropped;
     5. refusals: what it held; there is something to train, and the money for it;
     6. ``train_iterations``: each iteration as a finished step, committed one by one;
@@ -267,16 +246,28 @@ def _train(
         check_storage(settings, batch_id)
         if run.batch.backend == CPU and (base := run.trainer.tokenizer_dir()) is not None:
             upload_base(base, settings, run.beat)
-    plan = _plan(run, prepared, settings, begun)
-    episodes = prepared.remaining if begun else _record_preflight(run, prepared, plan)
+    models = read_models(run.connection)
+    if begun:  # it keeps its parent, though a newer version may have been registered since
+        parent = next((m for m in models if m.version == run.batch.parent_version and not m.foreign), None)
+    else:
+        parent = parent_of_line(run.connection, run.batch.base_model, promoted=settings.auto_promote)
+    line = [m.version for m in models if not m.foreign and m.base_model == run.batch.base_model]
+    conversion = convert(run.connection, prepared.remaining, settings, line, run.batch.backend)
+    directory = None if parent is None else parent_checkpoint(parent, settings, run.trainer.base_identity())
+    plan = run.trainer.prepare(run.context(), conversion.sequences)
+    # What trains is fixed before the first iteration: what has lost its calls since may have trained, and is used with the rest.
+    trained = [episode.window for episode in prepared.remaining] if begun else filter(plan.trains, conversion.by_window)
+    iterations = plan_iterations(sorted(set(trained)), settings, run.batch.seed, run.batch.passes or 1)
+    parent_version, generation = None if parent is None else parent.version, generation_from(parent, models)
+    episodes = prepared.remaining if begun else _record_preflight(run, prepared, conversion, plan, iterations, parent_version)
     on_preflight(required_batch(run.connection, batch_id))
     if not begun:
-        refuse_empty(plan.conversion, batch_id)
-        refuse_untrainable(plan.train_plan, batch_id)
+        refuse_empty(conversion, batch_id)
+        refuse_untrainable(plan, batch_id)
     # On resumed runs too: limit and price are not frozen with the batch.
-    keep_budget(batch_id, settings, plan.train_plan, plan.iterations, read_jobs(run.connection, batch_id))
-    steps = train_iterations(run, plan.conversion, plan.iterations, plan.directory, plan.generation, on_step)
-    return publish_and_register(run, episodes, steps, plan.parent_version, settings, plan.conversion, plan.generation)
+    keep_budget(batch_id, settings, plan, iterations, read_jobs(run.connection, batch_id))
+    steps = train_iterations(run, conversion, iterations, directory, generation, on_step)
+    return publish_and_register(run, episodes, steps, parent_version, settings, conversion, generation)
 
 
 def _enter_the_line(run: BatchRun, begun: bool) -> None:
@@ -295,27 +286,6 @@ def _enter_the_line(run: BatchRun, begun: bool) -> None:
         advance_batch(run.connection, batch.batch_id, run.attempt, TRAIN, run.clock())
 
 
-def _plan(run: BatchRun, prepared: Prepared, settings: Settings, begun: bool) -> _Plan:
-    """Determine parent, sequences and the hours of each iteration; nothing is written."""
-    models = read_models(run.connection)
-    if begun:  # it keeps its parent, though a newer version may have been registered since
-        parent = next((m for m in models if m.version == run.batch.parent_version and not m.foreign), None)
-    else:
-        parent = parent_of_line(run.connection, run.batch.base_model, promoted=settings.auto_promote)
-    line = [m.version for m in models if not m.foreign and m.base_model == run.batch.base_model]
-    conversion = convert(run.connection, prepared.remaining, settings, line, run.batch.backend)
-    directory = None if parent is None else parent_checkpoint(parent, settings, run.trainer.base_identity())
-    train_plan = run.trainer.prepare(run.context(), conversion.sequences)
-    # What trains is fixed before the first iteration: what has lost its calls since may have trained, and is used with the rest.
-    windows = (
-        {episode.window for episode in prepared.remaining}
-        if begun
-        else {window for window in conversion.by_window if train_plan.trains(window)}
-    )
-    iterations = plan_iterations(sorted(windows), settings, run.batch.seed, run.batch.passes or 1) if windows else []
-    return _Plan(parent, generation_from(parent, models), directory, conversion, train_plan, iterations)
-
-
 def generation_from(parent: Model | None, models: Sequence[Model]) -> int:
     """Generation of a version that continues from ``parent``: 1 from the base, else one more than the parent's."""
     parents = {model.version: model.parent_version for model in models if not model.foreign}
@@ -325,39 +295,30 @@ def generation_from(parent: Model | None, models: Sequence[Model]) -> int:
     return generation
 
 
-def _record_preflight(run: BatchRun, prepared: Prepared, plan: _Plan) -> list[BatchEpisode]:
+def _record_preflight(
+    run: BatchRun, prepared: Prepared, conversion: Conversion, plan: TrainPlan, iterations: Sequence[Sequence[str]], parent: str | None
+) -> list[BatchEpisode]:
     """Write parent, pre-flight, contributions, and episodes without a token as dropped; return those that train."""
-    conversion, train_plan, batch_id = plan.conversion, plan.train_plan, run.batch.batch_id
+    batch_id = run.batch.batch_id
     # A backend that counts while it trains names no trajectories: all that became a sequence then count as trained.
-    trained = {s.trajectory_id for s in conversion.sequences} if train_plan.trajectories is None else train_plan.trajectories
-    counted = [
-        replace(
-            episode,
-            sequences=number,
-            dropped=_untrained(plan, episode, number),
-            trained_ids=[trajectory_id for trajectory_id in episode.trajectory_ids if trajectory_id in trained],
-        )
-        for episode in prepared.remaining
-        for number in [conversion.per_episode[episode.window, episode.agent_id]]
-    ]
+    trained = {s.trajectory_id for s in conversion.sequences} if plan.trajectories is None else plan.trajectories
+    counted = []
+    for episode in prepared.remaining:
+        number = conversion.per_episode[episode.window, episode.agent_id]
+        trains = episode.window in conversion.by_window and plan.trains(episode.window)
+        # Without an answer in an hour of answer groups an episode stays, as baseline.
+        stays = trains and (number or episode.window in conversion.replayed)
+        dropped = None if stays else NO_TOKEN if number else NO_SEQUENCE
+        trained_ids = [trajectory_id for trajectory_id in episode.trajectory_ids if trajectory_id in trained]
+        counted.append(replace(episode, sequences=number, dropped=dropped, trained_ids=trained_ids))
     # Groups that left when they were judged; preflight_document adds those of which nothing trains.
     left = Counter(prepared.dropped_groups.values())
     with own_transaction(run.connection):
         advance_batch(run.connection, batch_id, run.attempt, TRAIN, run.clock())
         write_judgements(run.connection, batch_id, counted)
         write_contributions(run.connection, batch_id, trained)
-        write_preflight(
-            run.connection, batch_id, preflight_document(conversion, counted, left, train_plan, plan.iterations), plan.parent_version
-        )
+        write_preflight(run.connection, batch_id, preflight_document(conversion, counted, left, plan, iterations), parent)
     return [episode for episode in counted if episode.dropped is None]
-
-
-def _untrained(plan: _Plan, episode: BatchEpisode, sequences: int) -> str | None:
-    """Reason why an episode leaves the batch. Without an answer in an hour of answer groups it stays, as baseline."""
-    trains = episode.window in plan.conversion.by_window and plan.train_plan.trains(episode.window)
-    if not sequences:
-        return None if trains and episode.window in plan.conversion.replayed else NO_SEQUENCE
-    return None if trains else NO_TOKEN
 
 
 def _is_flat(group: GroupScores, answers: AnswersByCall | None, settings: Settings) -> bool:
@@ -380,35 +341,27 @@ def _judged(episode: BatchEpisode, scores: GroupScores | None, flat: bool, quara
 
 
 def _answers(connection: Connection, batch: Batch, episodes: Sequence[BatchEpisode], settings: Settings) -> Mapping[str, AnswersByCall]:
-    in_window: dict[str, list[BatchEpisode]] = {}
-    for episode in episodes:
-        if episode.dropped is None:
-            in_window.setdefault(episode.window, []).append(episode)
+    # Episodes come by window.
+    remaining = (episode for episode in episodes if episode.dropped is None)
+    in_window = {window: list(own) for window, own in groupby(remaining, key=lambda episode: episode.window)}
     return answers_that_train(connection, in_window, settings, batch.backend)[0]
 
 
 def _prepared(connection: Connection, batch: Batch, settings: Settings) -> Prepared:
     episodes = read_batch_episodes(connection, batch.batch_id)
-    remaining = {episode.window for episode in episodes if episode.dropped is None}
-    dropped = {e.window: e.dropped for e in episodes if e.dropped is not None and e.window not in remaining}
-    return Prepared(batch, episodes, dropped, _answers(connection, batch, episodes, settings))
+    remaining = [episode for episode in episodes if episode.dropped is None]
+    windows = {episode.window for episode in remaining}
+    dropped = {e.window: e.dropped for e in episodes if e.dropped is not None and e.window not in windows}
+    return Prepared(batch, remaining, dropped, _answers(connection, batch, remaining, settings))
 
 
 def cancel_batch(connection: Connection, batch_id: str, reason: str, now: datetime) -> Batch:
-    """Fail a live batch with ``Cancelled: <reason>``; its run stops at its next heartbeat.
-
-    Raises:
-        BatchConflict: there is no such batch of ours, or it has ended.
-    """
+    """Fail a live batch with ``Cancelled: <reason>``; its run stops at its next heartbeat. Raises BatchConflict as ``fail_batch``."""
     return fail_batch(connection, batch_id, f"Cancelled: {reason}", now, CANCEL)
 
 
 def fail_batch(connection: Connection, batch_id: str, error: str, now: datetime, transition: Transition = GIVE_UP) -> Batch:
-    """Fail a live batch and free its trajectories.
-
-    Raises:
-        BatchConflict: there is no such batch of ours, or it has ended.
-    """
+    """Fail a live batch and free its trajectories. Raises BatchConflict: there is no such batch of ours, or it has ended."""
     with own_transaction(connection):
         ended = end_failed(connection, batch_id, transition, error, now)
     batch = required_batch(connection, batch_id)

@@ -89,10 +89,7 @@ FAILED, WAITS, RETRIED, LEFT = FailureEffect.FAILED, FailureEffect.WAITS, Failur
 
 @dataclass(frozen=True, slots=True)
 class FailureRule:
-    """Kind of failure with its effect.
-
-    ``errors`` are its exception types, narrowed by ``applies``; empty where no exception reaches the run.
-    """
+    """Kind of failure with its effect; ``errors``, narrowed by ``applies``, are empty where no exception reaches the run."""
 
     cause: str
     errors: tuple[type[BaseException], ...]
@@ -152,7 +149,6 @@ def retry_after(failed: int, first: timedelta = FIRST_RETRY, longest: timedelta 
 
 
 def failure_rule(error: BaseException) -> FailureRule:
-    """Find the rule of an error that ended a run."""
     return next(rule for rule in FAILURES if isinstance(error, rule.errors) and rule.applies(error))
 
 
@@ -226,7 +222,7 @@ class BatchRun:
 
     @property
     def work(self) -> Path:
-        return work_dir(self.checkpoints, self.batch.batch_id)
+        return self.checkpoints / WORK / self.batch.batch_id
 
     def beat(self) -> None:
         """Write a heartbeat. Raises BatchConflict when the batch ended or was taken over."""
@@ -252,17 +248,10 @@ class BatchRun:
         return RunContext(self.connection, self.batch.batch_id, self.attempt, self.clock() - took, self.clock, self.rare_beat())
 
 
-def work_dir(checkpoints: Path, batch_id: str) -> Path:
-    return checkpoints / WORK / batch_id
-
-
 def plan_iterations(windows: Sequence[str], settings: TrainingSettings, seed: int, passes: int = 1) -> list[list[str]]:
-    """Plan the windows of each iteration.
-
-    A seeded order, WINDOWS_PER_ITERATION at a time, repeated ``passes`` times, at most ITERATIONS iterations.
-    """
+    """Plan the windows of each iteration: a seeded order, WINDOWS_PER_ITERATION at a time, ``passes`` times, at most ITERATIONS."""
     order = sorted(windows, key=lambda window: seeded_share(seed, "order", window))
-    return (list(in_parts(order, min(settings.windows_per_iteration, len(order)))) * passes)[: settings.iterations]
+    return (list(in_parts(order, settings.windows_per_iteration)) * passes)[: settings.iterations]
 
 
 def iterations_of(batch: Batch) -> int:
@@ -298,7 +287,6 @@ def train_iterations(
         BatchConflict: the batch ended, or a newer run has it.
     """
     done, parent = write_ahead.finished_steps(run.connection, run.batch.batch_id), origin
-    steps = []
     for number, windows in enumerate(plan, start=1):
         directory = run.work / str(number)
         # A directory without a row is finished from its result file; only a missing directory is trained.
@@ -314,11 +302,10 @@ def train_iterations(
                 iteration = TrainIteration(run.batch.batch_id, number, sequences, seed, len(plan), generation=generation, origin=origin)
                 _train(run, iteration, parent, directory, on_step)
             done[number] = _finish(run, number, directory)
-        steps.append(done[number])
         parent = directory
     for abandoned in run.work.glob(".*"):
         shutil.rmtree(abandoned, ignore_errors=True)  # of runs that died while they trained
-    return steps
+    return [done[number] for number in range(1, len(plan) + 1)]
 
 
 def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, directory: Path, on_step: OnStep) -> None:
@@ -441,16 +428,10 @@ class DurationFit:
     runs: int
     error: float | None = None
 
-    def seconds(self, trajectories: int) -> float:
-        return self.base_s + self.per_trajectory_s * trajectories
-
 
 @dataclass(frozen=True, slots=True)
 class BatchProgress:
-    """Progress of a batch, by optimizer steps; ``remaining_s`` is None where nothing is known yet.
-
-    ``step`` of ``steps`` are those of the iteration that runs, 0 before its first.
-    """
+    """Progress of a batch; ``step`` of ``steps`` of the iteration that runs, 0 before its first; ``remaining_s`` None: not known yet."""
 
     fraction: float
     finished: int
@@ -494,7 +475,7 @@ def progress_of(batch: Batch, steps: Sequence[TrainingStep], fit: DurationFit | 
     share = min(1.0, (len(done) + (step / of_steps if of_steps else 0.0)) / iterations)
     fraction = 1.0 if batch.state in ("uploading", "completed") else share
     elapsed_s = 0.0 if batch.started_at is None else max(0.0, (now - batch.started_at).total_seconds())
-    total_s = None if fit is None else fit.seconds(batch.trajectories)
+    total_s = None if fit is None else fit.base_s + fit.per_trajectory_s * batch.trajectories
     if share and batch.started_at is not None:
         # Losses are stored with a heartbeat.
         ended = [step.finished_at for step in done.values() if step.finished_at is not None] + [batch.heartbeat_at] * bool(step)
