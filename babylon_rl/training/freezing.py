@@ -58,10 +58,7 @@ RULES = {
 
 @dataclass(frozen=True, slots=True)
 class Freezable:
-    """Counts of trajectories and episodes that a batch could take now.
-
-    ``windows`` counts freezable trajectories by window, ``not_trainable`` the other new ones by reason.
-    """
+    """Number of episodes that a batch could take now, of their trajectories by window, and of other new trajectories by reason."""
 
     episodes: int
     windows: Mapping[str, int]
@@ -93,7 +90,6 @@ def count_in_read_hours(connection: Connection, bounds: FreezeBounds) -> Freezab
 
 
 def freezable_of(episodes: Sequence[FreezableEpisode], reasons: Mapping[str, int], unread: int = 0) -> Freezable:
-    """Return the counts of episodes already read by ``look_at_newest``."""
     return Freezable(len(episodes), dict(sorted(_by_window(episodes).items())), _most_first(reasons, unread))
 
 
@@ -112,11 +108,7 @@ def _most_first(reasons: Mapping[str, int], unread: int) -> dict[str, int]:
 
 
 def freeze_bounds(
-    connection: Connection,
-    settings: Settings,
-    now: datetime,
-    windows: tuple[str, str] | None = None,
-    settled: bool = False,
+    connection: Connection, settings: Settings, now: datetime, windows: tuple[str, str] | None = None, settled: bool = False
 ) -> FreezeBounds:
     """Hours considered by freezing: ``windows`` (from, to), else LOOKBACK_HOURS.
 
@@ -153,14 +145,8 @@ def last_hours(settings: JudgeSettings, now: datetime, settled: bool) -> tuple[s
 
 
 def count_freezable(
-    connection: Connection,
-    settings: Settings,
-    now: datetime,
-    *,
-    windows: tuple[str, str] | None = None,
-    settled: bool = False,
+    connection: Connection, settings: Settings, now: datetime, *, windows: tuple[str, str] | None = None, settled: bool = False
 ) -> Freezable:
-    """Count freezable trajectories by window, and the other new ones by reason."""
     return count_eligible(connection, freeze_bounds(connection, settings, now, windows, settled))
 
 
@@ -234,13 +220,13 @@ def freeze(
         if freezable.trajectories == 0 or freezable.trajectories < minimum:
             return Frozen(None, _too_few(freezable, bounds, minimum), freezable)
         if not dropout.kept:
-            return Frozen(
-                None,
-                f"No episode has as few as {max_trajectories} trajectories: raise --max-trajectories or TRAINING_MAX_TRAJECTORIES.",
-                freezable,
-            )
+            why = f"No episode has as few as {max_trajectories} trajectories: raise --max-trajectories or TRAINING_MAX_TRAJECTORIES."
+            return Frozen(None, why, freezable)
         parent = parent_of_line(connection, line.base_model, promoted=settings.auto_promote)
-        batch_id = _new_batch_id(connection, now)
+        # The freeze lock is held, so two batches of one millisecond get following numbers.
+        milliseconds = (now - datetime(1970, 1, 1)) // timedelta(milliseconds=1)
+        while batch_id_taken(connection, batch_id := f"batch-{milliseconds}"):
+            milliseconds += 1
         new = NewBatch(
             batch_id=batch_id, base_model=line.base_model, backend=line.backend,
             parent_version=None if parent is None else parent.version, version=_version(connection, settings, parent), seed=seed,
@@ -381,14 +367,6 @@ def _at_most(episodes: Sequence[FreezableEpisode], most: int | None, seed: int) 
         if full and chosen:
             break
     return sorted(sorted(chosen, key=lambda e: e.agent_id), key=lambda e: e.window, reverse=True), full and bool(chosen)
-
-
-def _new_batch_id(connection: Connection, now: datetime) -> str:
-    # The freeze lock is held, so two batches of one millisecond get following numbers.
-    milliseconds = (now - datetime(1970, 1, 1)) // timedelta(milliseconds=1)
-    while batch_id_taken(connection, f"batch-{milliseconds}"):
-        milliseconds += 1
-    return f"batch-{milliseconds}"
 
 
 def _version(connection: Connection, settings: TrainingSettings, parent: Model | None) -> str:

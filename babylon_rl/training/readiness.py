@@ -42,10 +42,7 @@ RECORD_PROMPTS = "record the prompts with babylon_rl.recorder or into llm_call_l
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Verdict with its reason and figures.
-
-    ``groups`` counts freezable trajectories by window; ``counted_at`` is None for figures counted now.
-    """
+    """Verdict with its figures; ``groups`` counts freezable trajectories by window; ``counted_at`` is None: they were counted now."""
 
     ready: bool
     reason: str
@@ -67,20 +64,22 @@ def readiness(connection: Connection, settings: Settings, now: datetime, *, may_
     # One transaction, so that counts and sample describe the same state.
     with connection.transaction():
         bounds = freeze_bounds(connection, settings, now, settled=True)
-        kept = _usable_counts(connection, settings, now) if may_be_kept else None
+        kept = read_kept_counts(connection) if may_be_kept else None
+        if kept is not None:
+            recent = kept.seconds > LONG_COUNT_S and timedelta(0) <= now - kept.counted_at <= KEPT_FOR
+            kept = kept if recent or kept.mark == _watermarks(connection, settings, now)[0] else None
         in_read_hours = None if kept is None else Freezable(kept.episodes, kept.windows, kept.not_trainable)
         freezable = count_eligible(connection, bounds, in_read_hours)
         quality = _newest_quality(connection, bounds)
         unscored = unscored_windows(connection, list(freezable.windows))
-        groups = _groups(settings, freezable)
-        reason = _reason(settings, freezable, groups, quality.mean)
+        reason = _reason(settings, freezable, quality.mean)
         more = "" if reason == READY else _synthetic(freezable) + _older(connection, settings, bounds)
     return Readiness(
         ready=reason == READY,
         reason=reason + more,
         total_trajectories=freezable.trajectories,
         unscored_trajectories=sum(number for window, number in freezable.windows.items() if window in unscored),
-        scenario_groups=groups,
+        scenario_groups=_groups(settings, freezable),
         quality=quality,
         not_trainable=freezable.not_trainable,
         groups=freezable.windows,
@@ -103,14 +102,6 @@ def keep_counts(connection: Connection, settings: Settings, now: datetime) -> st
     return f"{found.trajectories} trajectories could train; counted in {seconds:.2f} s."
 
 
-def _usable_counts(connection: Connection, settings: Settings, now: datetime) -> KeptCounts | None:
-    kept = read_kept_counts(connection)
-    if kept is None:
-        return None
-    recent = kept.seconds > LONG_COUNT_S and timedelta(0) <= now - kept.counted_at <= KEPT_FOR
-    return kept if recent or kept.mark == _watermarks(connection, settings, now)[0] else None
-
-
 def not_ready(connection: Connection, settings: Settings, now: datetime, remembered: str | None = None) -> tuple[str | None, str | None]:
     """Return the reason why a training cannot start, or None, and the next call's state.
 
@@ -125,13 +116,9 @@ def not_ready(connection: Connection, settings: Settings, now: datetime, remembe
             return reason, remembered
         bounds = freeze_bounds(connection, settings, now, settled=True)
         freezable = count_eligible(connection, bounds)
-        groups = _groups(settings, freezable)
-        reason = _reason(settings, freezable, groups, quality=1.0)
-        mark = counted
-        # The watermark of quality also covers the call logs.
-        if reason == READY:
-            reason = _reason(settings, freezable, groups, _newest_quality(connection, bounds).mean)
-            mark = sampled
+        reason, mark = _reason(settings, freezable, quality=1.0), counted
+        if reason == READY:  # the watermark of quality also covers the call logs
+            reason, mark = _reason(settings, freezable, _newest_quality(connection, bounds).mean), sampled
         if reason == READY:
             return None, None
         message = reason + _synthetic(freezable) + _older(connection, settings, bounds)
@@ -143,19 +130,19 @@ def _watermarks(connection: Connection, settings: Settings, now: datetime) -> tu
     least = (settings.training_min_trajectories, settings.training_min_groups, settings.training_min_group_size)
     hours = (*last_hours(settings, now, settled=True), settings.lookback_hours, settings.min_agents_per_window, trained_by(settings))
     arriving = ("public.trajectories",)
-    marks = [
+    counted, sampled = (
         watermark(connection, tables, hours, least, settings.data_quality_threshold, without_inserts=arriving)
         for tables in (READ_TABLES, (*READ_TABLES, "public.llm_call_logs"))
-    ]
-    return marks[0], marks[1]
+    )
+    return counted, sampled
 
 
 def _groups(settings: AutomationSettings, freezable: Freezable) -> int:
     return sum(number >= settings.training_min_group_size for number in freezable.windows.values())
 
 
-def _reason(settings: AutomationSettings, freezable: Freezable, groups: int, quality: float) -> str:
-    missing = settings.training_min_trajectories - freezable.trajectories
+def _reason(settings: AutomationSettings, freezable: Freezable, quality: float) -> str:
+    missing, groups = settings.training_min_trajectories - freezable.trajectories, _groups(settings, freezable)
     if missing > 0:
         return f"Need {missing} more trajectories"
     if groups < settings.training_min_groups:
@@ -221,8 +208,7 @@ def freeze_when_ready(
 ) -> Start:
     """Freeze a batch of at most ``most`` trajectories (TRAINING_MAX_TRAJECTORIES), or return the reason against it."""
     try:
-        paused = refused_lately(connection, settings, now)
-        if paused is not None:
+        if (paused := refused_lately(connection, settings, now)) is not None:
             return Start(None, paused, remembered)
         why_not, remembered = not_ready(connection, settings, now, remembered)
         if why_not is not None:
@@ -243,10 +229,7 @@ def freeze_when_ready(
 
 
 def smaller_batch_due(last: datetime | None, settings: Settings, now: datetime) -> datetime:
-    """Time from which a smaller batch suffices.
-
-    TRAINING_INTERVAL_HOURS after ``last``, the end of the last completed training; ``now`` without one.
-    """
+    """Time from which a smaller batch suffices: TRAINING_INTERVAL_HOURS after ``last``, the end of the last training, if any."""
     return now if last is None else last + timedelta(hours=settings.training_interval_hours)
 
 
