@@ -24,6 +24,8 @@ from statistics import fmean, pstdev
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, TextIO
 
+import msgspec
+
 from babylon_rl.errors import require
 from babylon_rl.files.durable import sha256
 from babylon_rl.models.checkpoint_store import checkpoint_of
@@ -84,7 +86,7 @@ class WandbProcess:
         self._child = subprocess.Popen(
             [sys.executable, "-m", __name__],
             env=_environment(home, settings, self._key),
-            # A session of its own: the child outlives a training that is interrupted, and `kill` reaches what it has started itself.
+            # A session of its own: the child outlives a training that is interrupted, and a kill reaches what it has started itself.
             stdin=subprocess.PIPE, stdout=self._out, stderr=self._err, text=True, start_new_session=True,
         )  # fmt: skip
         self._lines: SimpleQueue[str | None] = SimpleQueue()
@@ -103,15 +105,11 @@ class WandbProcess:
             try:
                 self._child.wait(timeout_s)
             except subprocess.TimeoutExpired:
-                self.kill()
+                os.killpg(self._child.pid, signal.SIGKILL)
+                self._child.wait()
                 return WandbResult(f"Not sent to Weights & Biases: it did not answer within {timeout_s:g} s.")
             self._writer.join(timeout=5)
             return self._answer()
-
-    def kill(self) -> None:
-        if self._child.poll() is None:
-            os.killpg(self._child.pid, signal.SIGKILL)
-            self._child.wait()
 
     def _answer(self) -> WandbResult:
         self._out.seek(0)
@@ -131,8 +129,8 @@ class WandbProcess:
         return WandbResult(f"Not sent to Weights & Biases: {shortened(shown, 500)}")
 
 
-def open_run(request: Mapping[str, Any]) -> Any:
-    """Open or resume the run of a request in the child, without inspecting the machine."""
+def open_run(request: Mapping[str, Any]) -> tuple[Any, str]:
+    """Open or resume the run of a request in the child, without inspecting the machine; also return its page, or its directory."""
     require("wandb")
     import wandb
 
@@ -141,11 +139,8 @@ def open_run(request: Mapping[str, Any]) -> Any:
     # The version that training on a GPU pins (0.25) lacks some; the parent's own time limit holds in any case.
     supported = {name: value for name, value in options.items() if name in wandb.Settings.model_fields}
     given = {name: request[name] for name in _OF_RUN if name in request}
-    return wandb.init(**given, resume=None if offline else "allow", settings=wandb.Settings(silent=True, **supported))
-
-
-def link_of(run: Any, request: Mapping[str, Any]) -> str:
-    return str(Path(run.dir).parent) if request["mode"] == "offline" else str(run.url)
+    run = wandb.init(**given, resume=None if offline else "allow", settings=wandb.Settings(silent=True, **supported))
+    return run, str(Path(run.dir).parent) if offline else str(run.url)
 
 
 def _environment(home: Path, settings: StorageSettings, key: str) -> dict[str, str]:
@@ -159,13 +154,11 @@ def _environment(home: Path, settings: StorageSettings, key: str) -> dict[str, s
 
 
 def _write(lines: SimpleQueue[str | None], stdin: TextIO) -> None:
-    try:
+    with suppress(BrokenPipeError, ValueError):  # the child has ended; its status and its last lines say why
         while (line := lines.get()) is not None:
             stdin.write(line + "\n")
             stdin.flush()
         stdin.close()
-    except (BrokenPipeError, ValueError):
-        return  # the child has ended; its status and its last lines say why
 
 
 def log_artifact(directory: Path, settings: Settings) -> WandbResult:
@@ -215,20 +208,6 @@ def _hashes(directory: Path) -> dict[str, str]:
     return {str(path.relative_to(directory)): sha256(path) for path in directory.rglob("*") if path.is_file()}
 
 
-def _log_artifact(request: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, str]:
-    import wandb
-
-    run = open_run(request)
-    artifact = wandb.Artifact(given["name"], "model", metadata=given["metadata"])
-    artifact.add_dir(given["directory"], policy="immutable")
-    logged = run.log_artifact(artifact, aliases=["latest", given["version"]])
-    if request["mode"] != "offline":
-        logged.wait()  # returns when it is up, and raises when that fails, of which the run's end says nothing
-    link, name = link_of(run, request), f"{run.entity}/{run.project}/{given['name']}:{given['version']}"
-    run.finish()
-    return {"link": link, "artifact": name}
-
-
 STRIDE = 10_000  # step numbers between iterations: more than any iteration has optimizer steps
 ABANDON_S = 30.0
 ITERATIONS = 1_000 * STRIDE  # the rows of whole iterations come after those of all optimizer steps
@@ -267,11 +246,7 @@ class Tracker:
             self._send()
 
     def finish(self, steps: Sequence[TrainingStep], numbers: Mapping[int, Mapping[str, Any]], summary: Mapping[str, Any]) -> WandbResult:
-        """Log the remaining rows and close the run.
-
-        Args:
-            steps: the finished iterations; numbers: further figures of each, by its number; summary: what the training came to.
-        """
+        """Log the finished iterations, with ``numbers`` by iteration, and the ``summary`` of the training; close the run."""
         if self.refusal is not None:
             return WandbResult(self.refusal)
         if not self._steps and self._process is None and self._link is not None:
@@ -319,10 +294,7 @@ class Tracker:
 
 
 def iteration_numbers(
-    steps: Sequence[TrainingStep],
-    episodes: Sequence[BatchEpisode],
-    batch: Batch,
-    judging: Mapping[str, tuple[float, float | None]],
+    steps: Sequence[TrainingStep], episodes: Sequence[BatchEpisode], batch: Batch, judging: Mapping[str, tuple[float, float | None]]
 ) -> dict[int, dict[str, float]]:
     """Figures of each iteration: rewards, judge disagreement and cost, and counts of pre-flight.
 
@@ -377,17 +349,12 @@ def _iteration_row(step: TrainingStep) -> dict[str, Any]:
 
 def _remembered(memory: Path) -> list[dict[str, Any]]:
     """Read the lines of a batch's memory file, without one cut off by a crash."""
-    lines_read = []
-    try:
-        lines = memory.read_bytes().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        with suppress(ValueError):
-            entry = json.loads(line)
-            if isinstance(entry, dict):
-                lines_read.append(entry)
-    return lines_read
+    entries: list[dict[str, Any]] = []
+    with suppress(OSError):
+        for line in memory.read_bytes().splitlines():
+            with suppress(ValueError):
+                entries.append(msgspec.json.decode(line, type=dict[str, Any]))
+    return entries
 
 
 def _remember(memory: Path, line: Mapping[str, Any]) -> None:
@@ -398,17 +365,26 @@ def _remember(memory: Path, line: Mapping[str, Any]) -> None:
 def _log(lines: Iterator[str]) -> dict[str, str]:
     """Log incoming lines in the child; return the run's page or directory as ``link``."""
     request = json.loads(next(lines))
-    if request["job_type"] == FETCH:
-        require("wandb")
-        import wandb
+    require("wandb")
+    import wandb
 
+    if request["job_type"] == FETCH:
         # Past wandb's cache.
         wandb.Api(timeout=60).artifact(request["artifact"]).download(root=request["directory"], skip_cache=True)
         return {"link": request["directory"]}
+    run, link = open_run(request)
+    offline = request["mode"] == "offline"
     if request["job_type"] == JOB_TYPE:
-        return _log_artifact(request, json.loads(next(lines)))
-    run = open_run(request)
-    link, offline, memory = link_of(run, request), request["mode"] == "offline", Path(request["memory"])
+        given = json.loads(next(lines))
+        artifact = wandb.Artifact(given["name"], "model", metadata=given["metadata"])
+        artifact.add_dir(given["directory"], policy="immutable")
+        logged = run.log_artifact(artifact, aliases=["latest", given["version"]])
+        if not offline:
+            logged.wait()  # returns when it is up, and raises when that fails, of which the run's end says nothing
+        name = f"{run.entity}/{run.project}/{given['name']}:{given['version']}"
+        run.finish()
+        return {"link": link, "artifact": name}
+    memory = Path(request["memory"])
     if offline:
         _remember(memory, {"directory": link})
     run.define_metric("*", step_metric="iteration")
