@@ -48,7 +48,6 @@ class CheckpointVerdict:
 
 
 def not_measured(why: str) -> CheckpointVerdict:
-    """CheckpointVerdict of a check without anything to measure."""
     return CheckpointVerdict(False, f"Nothing measured: {why}", tried=False)
 
 
@@ -125,14 +124,9 @@ def falling(finished: Finished) -> CheckpointVerdict:
     # Of an odd number the middle one counts in neither half.
     half = len(losses) // 2
     before, after = fmean(losses[:half]), fmean(losses[-half:])
-    numbers = {"first_half": before, "second_half": after}
-    fell = after < before
     sentence = f"The loss went from {before:.4f} in the first half of the iterations to {after:.4f} in the second."
-    return CheckpointVerdict(
-        fell,
-        sentence if fell else f"{sentence} A loss that does not fall teaches little: see the reward spread and LEARNING_RATE.",
-        numbers,
-    )
+    advice = "" if after < before else " A loss that does not fall teaches little: see the reward spread and LEARNING_RATE."
+    return CheckpointVerdict(after < before, sentence + advice, {"first_half": before, "second_half": after})
 
 
 def spread(finished: Finished) -> CheckpointVerdict:
@@ -183,7 +177,10 @@ def no_leakage(connection: Connection, finished: Finished, settings: Settings) -
     Each episode must give the same number of sequences as in the training, answer groups counted as one.
     """
     effective = batch_settings(finished.batch, settings)
-    line = _line_then(connection, finished)
+    # Versions of the line when the batch was trained, newest first: they define staleness.
+    made = None if finished.model is None else finished.model.created_at
+    models = [model for model in read_models(connection) if not model.foreign and model.base_model == finished.batch.base_model]
+    line = [model.version for model in models if made is None or model.created_at < made]
     again = convert(connection, finished.episodes, effective, line, finished.batch.backend)
     fewer = [(e, (e.sequences or 0) - again.per_episode[e.window, e.agent_id]) for e in finished.episodes]
     short = [episode for episode, number in fewer if number > 0]
@@ -201,13 +198,6 @@ def no_leakage(connection: Connection, finished: Finished, settings: Settings) -
     return CheckpointVerdict(read > 0, sentence if read else "No sequence of it can be read any more.", numbers)
 
 
-def _line_then(connection: Connection, finished: Finished) -> list[str]:
-    """Versions of the line when the batch was trained, newest first; they define staleness."""
-    made = None if finished.model is None else finished.model.created_at
-    line = [model for model in read_models(connection) if not model.foreign and model.base_model == finished.batch.base_model]
-    return [model.version for model in line if made is None or model.created_at < made]
-
-
 def answers(connection: Connection, finished: Finished, settings: Settings) -> CheckpointVerdict:
     """Check that the checkpoint answers its first training prompt, loaded here or at its service."""
     model = finished.model
@@ -223,7 +213,10 @@ def answers(connection: Connection, finished: Finished, settings: Settings) -> C
         if remote is not None:
             # Here it only holds the pointer and the tokenizer; the weights answer for themselves, at their service.
             verify(directory)
-            return _asked(connection, finished, model.version, remote.service, address_of(settings, model.version, directory), settings)
+            address = address_of(settings, model.version, directory)
+            if address.refusal:
+                return not_measured(f"{model.version} lies at {remote.service}, and {address.refusal}")
+            return _asked(connection, finished, model.version, address, settings)
         if finished.batch.backend != CPU:
             return not_measured(f"{model.base_model} is not loaded for a check; serve it and ask it by hand.")
         return _answer(connection, finished, model.version, directory, settings)
@@ -237,11 +230,7 @@ def _first_sequence(connection: Connection, finished: Finished, settings: Settin
     return next(iter(convert(connection, [first], batch_settings(finished.batch, settings)).sequences), None)
 
 
-def _asked(
-    connection: Connection, finished: Finished, version: str, service: str, address: ModelAddress, settings: Settings
-) -> CheckpointVerdict:
-    if address.refusal:
-        return not_measured(f"{version} lies at {service}, and {address.refusal}")
+def _asked(connection: Connection, finished: Finished, version: str, address: ModelAddress, settings: Settings) -> CheckpointVerdict:
     sequence = _first_sequence(connection, finished, settings)
     connection.commit()  # no connection stays open while the service answers
     messages = [{"role": "user", "content": QUESTION}] if sequence is None else list(sequence.messages)

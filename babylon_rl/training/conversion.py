@@ -30,14 +30,7 @@ from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.windows import reading_chunks
 from babylon_rl.store.write_ahead import RemoteJob
-from babylon_rl.training.backends.protocol import (
-    ANSWER_BACKENDS,
-    TrainPlan,
-    TrainSequence,
-    choose_trainer,
-    recorded_calls,
-    trainer_choice,
-)
+from babylon_rl.training.backends.protocol import ANSWER_BACKENDS, TrainPlan, TrainSequence, choose_trainer, recorded_calls, trainer_choice
 from babylon_rl.training.freezing import describe_reasons
 from babylon_rl.types import SCRIPTED, ServedSequence
 
@@ -121,9 +114,9 @@ def convert(
                     calls = [call for trajectory in trajectories for call in trajectory.sequences]
                     trainable = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
                     if window in groups:
-                        left_out[RECORDED] += sum((call.trajectory_id, call.call_id) not in groups[window] for call in trainable)
                         sequences = [one for call in trainable for one in _answers(call, episode, groups[window])]
                         number = sum((call.trajectory_id, call.call_id) in groups[window] for call in trainable)
+                        left_out[RECORDED] += len(trainable) - number
                     else:
                         sequences = [_sequence(call, episode, len(trainable), settings) for call in trainable]
                         by_hour += sum(one.part is None for one in sequences) if settings.by_part else 0
@@ -141,10 +134,7 @@ def convert(
 
 
 def refuse_empty(conversion: Conversion, batch_id: str) -> None:
-    """Refuse a batch without a sequence, before anything is paid.
-
-    Raises NothingToTrain: no sequence is left; the message names the cause and the cure.
-    """
+    """Raise NothingToTrain, with cause and cure, for a batch without a sequence, before anything is paid."""
     if conversion.by_window:
         return
     reasons = f" ({describe_reasons(conversion.left_out)})" if conversion.left_out else ""
@@ -206,7 +196,6 @@ def answers_that_train(
 
 
 def _answers(call: ServedSequence, episode: BatchEpisode, groups: AnswersByCall) -> Iterator[TrainSequence]:
-    """Yield the answers to a call's prompt, as sequences of one group."""
     answers = groups.get((call.trajectory_id, call.call_id), ())
     for text, _, score in answers:
         yield TrainSequence(
@@ -303,10 +292,7 @@ def group_spreads(episodes: Sequence[BatchEpisode]) -> list[float]:
 
 
 def refuse_untrainable(plan: TrainPlan, batch_id: str) -> None:
-    """Refuse a batch of which the backend would train no token, before anything is paid.
-
-    Raises NothingToTrain: the message names the cause and the cure.
-    """
+    """Raise NothingToTrain, with cause and cure, for a batch of which the backend would train no token, before anything is paid."""
     if plan.trainable_tokens == 0:
         raise NothingToTrain(f"{batch_id} has no trainable token, and nothing was posted. {plan.cure} Its trajectories are free again.")
 
@@ -348,10 +334,7 @@ def keep_budget(
 
 
 def refuse_hopeless(connection: Connection, batch: Batch, episodes: Sequence[BatchEpisode], settings: Settings) -> None:
-    """Refuse a batch without trainable texts before the judge is paid.
-
-    Raises NothingToTrain: the message names the cause and the cure; what was found is stored with the batch.
-    """
+    """Raise NothingToTrain for a batch without trainable texts, before the judge is paid; what was found is stored with it."""
     choice = trainer_choice(settings)
     if choice.service is None or batch.backend != choice.backend:
         return

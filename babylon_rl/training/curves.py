@@ -82,10 +82,7 @@ def overlaid(trainings: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, 
 
 
 def training_curves(connection: Connection, models: Iterable[Model]) -> dict[str, list[dict[str, Any]]]:
-    """Return the optimizer steps of the trainings of ``models``, by version.
-
-    Versions of other producers, and those whose steps are not on record, are left out.
-    """
+    """Return the optimizer steps of the trainings of ``models``, by version, without those that have none on record."""
     curves = {}
     for model in models:
         batch = None if model.training_batch is None else read_batch(connection, model.training_batch)

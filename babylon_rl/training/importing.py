@@ -5,6 +5,7 @@ tokenizer they share. So nothing but numbers is taken from outside. The import i
 """
 
 import json
+import math
 import shutil
 import struct
 import tempfile
@@ -70,7 +71,6 @@ def import_version(connection: Connection, settings: Settings, weights: Imported
     if read_remote(source) is not None:
         raise UsageError(f"The weights of {parent.version} are at a training service, so nothing here says what a child's have to be.")
     _check_tensors(weights.file, source / WEIGHTS, parent.version)
-    _refuse_not_finite(weights.file)
     checkpoints = settings.home / "checkpoints"
     batch_id = f"{PREFIX}{weights.version}"
     # Below checkpoints, so that the last step is a rename within one file system.
@@ -145,48 +145,39 @@ def _take_place(connection: Connection, final: Path) -> None:
 
 
 def _check_tensors(file: Path, reference: Path, parent: str) -> None:
-    """Raise CheckpointError unless a file is safetensors with the names and shapes of its parent's."""
+    """Raise CheckpointError unless a file is safetensors with the names and shapes of its parent's, and all its numbers are finite."""
+    import numpy as np
+
     uploaded, expected = _tensors(file), _tensors(reference)
     if uploaded.keys() != expected.keys():
         other = sorted(uploaded.keys() ^ expected.keys())
         raise CheckpointError(f"The weights have other tensors than {parent}: {len(other)} differ, the first is {other[0]}.")
-    for name, (kind, shape) in uploaded.items():
+    for name, (kind, shape, _) in uploaded.items():
         if shape != expected[name][1]:
-            raise CheckpointError(f"{name} has the shape {list(shape)}, and in {parent} {list(expected[name][1])}.")
+            raise CheckpointError(f"{name} has the shape {shape}, and in {parent} {expected[name][1]}.")
         if kind not in EXPONENTS:
             raise CheckpointError(f"{name} is of type {kind}; adapters are {', '.join(EXPONENTS)}.")
-
-
-def _tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor, from the file's head; its library checks the length."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    except SafetensorError as unreadable:
-        raise CheckpointError(f"Only safetensors are taken, and this file is none: {unreadable}.") from None
-
-
-def _refuse_not_finite(file: Path) -> None:
-    """Raise CheckpointError if a tensor of a verified file holds NaN or infinity.
-
-    The bits are read, a tensor at a time: numpy has no BF16.
-    """
-    import numpy as np
-
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        head = json.loads(opened.read(length))
-    for name, facts in head.items():
-        if name == "__metadata__":
-            continue
-        (bits, exponent), (first, end) = EXPONENTS[facts["dtype"]], facts["data_offsets"]
-        # Offsets count from the end of the header, in front of which stands its length, in 8 bytes.
-        numbers = np.fromfile(file, bits, (end - first) // np.dtype(bits).itemsize, offset=8 + length + first)
+    # The bits are read, a tensor at a time: numpy has no BF16.
+    for name, (kind, shape, place) in uploaded.items():
+        bits, exponent = EXPONENTS[kind]
+        numbers = np.fromfile(file, bits, math.prod(shape), offset=place)
         bad = int(np.count_nonzero((numbers & exponent) == exponent))
         if bad:
             raise CheckpointError(
                 f"{name} has {bad:,} of {len(numbers):,} numbers that are NaN or infinite: the training that made it failed."
             )
+
+
+def _tensors(file: Path) -> dict[str, tuple[str, list[int], int]]:
+    """Type, shape and place in the file of each tensor, from the file's head, which its library has checked."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"), file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            head = json.loads(opened.read(length))
+    except SafetensorError as unreadable:
+        raise CheckpointError(f"Only safetensors are taken, and this file is none: {unreadable}.") from None
+    # Offsets count from the end of the header, in front of which stands its length, in 8 bytes.
+    head.pop("__metadata__", None)
+    return {name: (facts["dtype"], facts["shape"], 8 + length + facts["data_offsets"][0]) for name, facts in head.items()}

@@ -100,16 +100,14 @@ def parent_checkpoint(parent: Model, settings: Settings, base: BaseIdentity | No
         raise CheckpointError(f"The parent {parent.version} is gone: {directory} is not there. {cure}")
     try:
         manifest = verify(directory)
-    except CheckpointError as damaged:
-        raise CheckpointError(f"The parent {parent.version} cannot be continued from: {damaged} {cure}") from damaged
-    if base is not None:
-        try:
+        if base is not None:
+            cure = (
+                "Put the base back that it was trained on, or name the new one otherwise (LOCAL_BASE_MODEL, BASE_MODEL) to begin a line "
+                "of its own."
+            )
             check_base(directory, manifest.base, base)
-        except CheckpointError as other:
-            raise CheckpointError(
-                f"The parent {parent.version} cannot be continued from: {other} Put the base back that it was trained on, or name the new "
-                "one otherwise (LOCAL_BASE_MODEL, BASE_MODEL) to begin a line of its own."
-            ) from None
+    except CheckpointError as unusable:
+        raise CheckpointError(f"The parent {parent.version} cannot be continued from: {unusable} {cure}") from unusable
     return directory
 
 
@@ -117,9 +115,7 @@ def find_published(run: BatchRun, settings: Settings) -> Path | None:
     """Return the complete, unregistered checkpoint of an earlier run of this batch, or None.
 
     In the state in which it is uploaded, one at MODEL_STORAGE_URL comes first: another machine may have uploaded it, and no other can
-    follow.
-
-    Raises TrainingPaused: MODEL_STORAGE_URL does not answer.
+    follow. Raises TrainingPaused: MODEL_STORAGE_URL does not answer.
     """
     directory = run.checkpoints / run.batch.version
     if run.batch.state == PUBLISH.target:
@@ -130,12 +126,10 @@ def find_published(run: BatchRun, settings: Settings) -> Path | None:
             if stored is not None and stored.batch_id == run.batch.batch_id and replaceable and manifest_in(directory) != stored:
                 shutil.rmtree(directory, ignore_errors=True)
                 checkpoint_named(run.batch.version, settings)
-    if not directory.is_dir():
-        return None
     try:
         return directory if verify(directory).batch_id == run.batch.batch_id else None
     except CheckpointError:
-        return None  # it is published again from the last iteration
+        return None  # it is not there, or published again from the last iteration
 
 
 @contextmanager
@@ -369,12 +363,7 @@ IMPORT_ENDED = timedelta(days=1)  # an import takes minutes: what is older was l
 
 
 def prunable(models: Sequence[Model], kept: int, in_use: frozenset[str] = frozenset()) -> list[Model]:
-    """Versions of this pipeline whose files may be deleted, highest first.
-
-    Args:
-        kept: how many of the newest of each line stay.
-        in_use: versions that stay whatever else holds, such as parents of live batches.
-    """
+    """Versions of ours whose files may be deleted, highest first: not those ``in_use``, nor the ``kept`` newest of each line."""
     candidates: list[Model] = []
     ours = [model for model in models if not model.foreign]
     for base in dict.fromkeys(model.base_model for model in ours):
@@ -453,26 +442,24 @@ def _put_away(directory: Path, removal: Removal) -> None:
     going = directory.with_name(f"{GOING}{directory.name}")
     removal.tree(going)
     try:
-        directory.rename(going)  # at once no checkpoint any more
+        directory.rename(going)  # at once no checkpoint any more; `prune` deletes it with what earlier calls left
     except OSError as refusal:
         removal.refuse(directory, refusal)
-        return
-    removal.tree(going)
 
 
 def _set_aside_unregistered(model: Model, checkpoints: Path, removal: Removal) -> None:
     """Set aside a version's directory that holds another checkpoint of the registered batch."""
     directory = checkpoints / model.version
     # Only where the registered one is at a storage: what is here could be that one, with a damaged manifest.
-    if model.manifest_sha is None or model.uploaded_url is None or not other_of_batch(directory, model.training_batch, model.manifest_sha):
+    if model.manifest_sha is None or model.uploaded_url is None:
         return
-    if removal.dry_run:
+    if not removal.dry_run:
+        try:
+            set_aside(directory, model.training_batch, model.manifest_sha)
+        except OSError as refusal:
+            removal.refuse(directory, refusal)
+    elif other_of_batch(directory, model.training_batch, model.manifest_sha):
         removal.tree(directory)
-        return
-    try:
-        set_aside(directory, model.training_batch, model.manifest_sha)
-    except OSError as refusal:
-        removal.refuse(directory, refusal)
 
 
 def _unregistered(connection: Connection, checkpoints: Path) -> list[Path]:
