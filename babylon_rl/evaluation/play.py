@@ -10,16 +10,17 @@ ends the runs under way at their next tick.
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from threading import Event, Lock
-from typing import TypeVar
 
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
 from babylon_rl.evaluation.ceiling import ceiling_of, ceiling_usd, expected_usd
+from babylon_rl.evaluation.gate import STRATEGY
 from babylon_rl.evaluation.metrics import RunLabel, decision_lines, market_result, result_id, result_of
 from babylon_rl.evaluation.results import ANSWERS, SUFFIX, CamelCase, Result, RunFiles, gate_files, resumable_client
 from babylon_rl.evaluation.snapshots import GATE_PLAYER_ID, Snapshot
@@ -37,7 +38,7 @@ from babylon_rl.store.benchmarks import MarketResult, read_results
 from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
 
-STRATEGY, MODEL = "strategy", "model"
+MODEL = "model"
 KNOW_MORE = ("news-reader", "oracle")  # than a prompt shows
 TEMPERATURE = 0.0
 PLAYER_ID = "player"  # the same id for all players, so that luck by id is the same
@@ -143,7 +144,6 @@ def engine_version() -> str:
 
 
 Outcome = Result | ModelUnavailable
-Ended = TypeVar("Ended")
 
 
 @dataclass(frozen=True)
@@ -187,21 +187,15 @@ class _Interrupted(Exception):
 
 
 def play(
-    jobs: Sequence[Job],
-    concurrency: int = CONCURRENCY,
-    *,
-    on_end: Callable[[Job, Outcome], Ended],
-    on_decisions: Callable[[int], None] = lambda count: None,
-) -> list[Ended]:
-    """Play every job; returns what ``on_end`` makes of it, in the order of ``jobs``.
+    jobs: Sequence[Job], concurrency: int, on_decisions: Callable[[int], None] = lambda count: None
+) -> Generator[tuple[int, Outcome], None, None]:
+    """Play every job; yield its place and its result, or the error of its endpoint, as it ends. Closing the generator ends the others.
 
     Args:
         concurrency: runs of models at once.
-        on_end: called in the caller's thread as each job ends, with its result or the error of its endpoint; what it raises ends the
-            others.
         on_decisions: called now and then with the number of decisions made since, from several threads.
     """
-    leaving, down, endings = Event(), dict[str, ModelUnavailable](), dict[int, Ended]()
+    leaving, down = Event(), dict[str, ModelUnavailable]()
 
     def outcome_of(job: Job) -> Outcome:
         name, every = job.player.name, max(1, job.snapshot.scenario.ticks // UPDATES_PER_RUN)
@@ -210,7 +204,7 @@ def play(
             if leaving.is_set():
                 raise _Interrupted
             if done % every == 0 or done == of:
-                on_decisions(every if done % every == 0 else done % every)
+                on_decisions((done - 1) % every + 1)
 
         # A model that is down is not tried again in every market.
         if name in down:
@@ -219,27 +213,22 @@ def play(
             result = job.result(on_tick)
         except ModelUnavailable as unavailable:  # it could not even be begun
             return down.setdefault(name, unavailable)
-        # What was played of it is still returned, and kept where its run can be resumed.
         if result.stopped is not None:
             down.setdefault(name, ModelUnavailable(result.stopped))
         return result
 
-    asking = [place for place, job in enumerate(jobs) if job.player.role == MODEL]
-    with ThreadPoolExecutor(max(1, min(concurrency, len(asking) or 1)), MARKETS) as pool:
-        futures: dict[Future[Outcome], int] = {}
+    with ThreadPoolExecutor(max(1, concurrency), MARKETS) as pool:
         try:
-            futures = {pool.submit(outcome_of, jobs[place]): place for place in asking}
+            futures = {pool.submit(outcome_of, job): place for place, job in enumerate(jobs) if job.player.role == MODEL}
             for place, job in enumerate(jobs):
                 if job.player.role != MODEL:
-                    endings[place] = on_end(job, outcome_of(job))
+                    yield place, outcome_of(job)
             for future in as_completed(futures):
-                endings[futures[future]] = on_end(jobs[futures[future]], future.result())
+                yield futures[future], future.result()
         finally:
             # Also after an exception: threads end at their next tick, queued runs never begin.
             leaving.set()
-            for future in futures:
-                future.cancel()
-    return [endings[place] for place in range(len(jobs))]
+            pool.shutdown(cancel_futures=True)
 
 
 class Unfinished(CamelCase, frozen=True):
@@ -276,7 +265,6 @@ def benchmark_results(
     seed: int | str = 0,
     concurrency: int = CONCURRENCY,
     again: bool = False,
-    engine: str | None = None,
     on_progress: Progress = no_progress,
 ) -> BenchmarkRuns:
     """Results of players in snapshots from a directory; runs that it does not hold yet are played.
@@ -286,7 +274,6 @@ def benchmark_results(
         seed: of the repeats; results of another seed are other results.
         concurrency: runs of models at once.
         again: first remove what the directory holds of these runs.
-        engine: the version of the code that plays, by default what it is; results of another version are other results.
         on_progress: called with (label, decisions made, of how many).
 
     Raises:
@@ -296,10 +283,7 @@ def benchmark_results(
     if len(set(names)) != len(names) or not players or not snapshots or repeats < 1:
         raise UsageError(f"Give each agent once, a snapshot and 1 repeat at least: {', '.join(names)}, {len(snapshots)}, {repeats}.")
     directory.mkdir(parents=True, exist_ok=True)
-    engine = engine or engine_version()
-    jobs = [
-        _job(player, snapshot, repeat, seed, engine, directory) for player in players for snapshot in snapshots for repeat in range(repeats)
-    ]
+    jobs = [_job(player, snapshot, repeat, seed, directory) for player in players for snapshot in snapshots for repeat in range(repeats)]
     files = {job.label.key: job.files for job in jobs if job.files is not None}
     # Removed first, so that an interrupted repeat never mixes old and new runs.
     if again:
@@ -317,23 +301,23 @@ def benchmark_results(
             made += decisions
             on_progress(DECISIONS, made, total)
 
-    def keep(job: Job, outcome: Outcome) -> None:
-        if isinstance(outcome, Result) and outcome.complete:
-            results[job.label.key] = outcome
-            return
-        ticks, reason = 0, f"Not begun: {outcome}"
-        if isinstance(outcome, Result):
-            ticks, reason = outcome.ticks_processed, outcome.stopped or "it was left early"
-        unfinished[job.label.key] = Unfinished(
-            agent=job.player.name,
-            benchmark_id=job.snapshot.id,
-            repeat=job.label.repeat,
-            ticks_processed=ticks,
-            ticks=job.snapshot.scenario.ticks,
-            reason=reason,
-        )
-
-    play(missing, concurrency, on_end=keep, on_decisions=tell)
+    with closing(play(missing, concurrency, tell)) as ended:
+        for place, outcome in ended:
+            job = missing[place]
+            if isinstance(outcome, Result) and outcome.complete:
+                results[job.label.key] = outcome
+                continue
+            ticks, reason = 0, f"Not begun: {outcome}"
+            if isinstance(outcome, Result):
+                ticks, reason = outcome.ticks_processed, outcome.stopped or "it was left early"
+            unfinished[job.label.key] = Unfinished(
+                agent=job.player.name,
+                benchmark_id=job.snapshot.id,
+                repeat=job.label.repeat,
+                ticks_processed=ticks,
+                ticks=job.snapshot.scenario.ticks,
+                reason=reason,
+            )
     return BenchmarkRuns(
         [results[key] for key in files if key in results],
         [files[key].path(SUFFIX) for key in files if key in results],
@@ -343,8 +327,9 @@ def benchmark_results(
     )
 
 
-def _job(player: Player, snapshot: Snapshot, repeat: int, seed: int | str, engine: str, directory: Path) -> Job:
+def _job(player: Player, snapshot: Snapshot, repeat: int, seed: int | str, directory: Path) -> Job:
     # The key names everything that could change the result.
+    engine = engine_version()
     key = content_version([player.identity, engine, snapshot.digest, snapshot.start_balance, str(seed), repeat])
     label = RunLabel(player.name, player.identity, player.role, player.mandate, seed, repeat, key, engine, player.game)
     return Job(player, snapshot, label, f"{seed}/{repeat}", files=RunFiles(directory, player.name, key), resumable=True)
@@ -364,24 +349,21 @@ def market_rows(
         ModelUnavailable: an endpoint stays down; markets under way are finished and passed on, those of this player that have not begun are
             given up.
     """
-
-    def row_of(job: Job, outcome: Outcome) -> MarketResult | None:
-        if isinstance(outcome, Result) and outcome.complete:
-            row = market_result(outcome, job.snapshot)
-            on_row(job, row)
-            return row
-        if isinstance(outcome, Result):
-            stopped.append(ModelUnavailable(f"{job.player.name} in {job.snapshot.id}: {outcome.stopped}"))
-        else:
-            not_begun.append(outcome)
-        return None
-
-    stopped, not_begun = list[ModelUnavailable](), list[ModelUnavailable]()
-    rows = play(jobs, concurrency, on_end=row_of)
+    rows, stopped, not_begun = dict[int, MarketResult](), list[ModelUnavailable](), list[ModelUnavailable]()
+    with closing(play(jobs, concurrency)) as ended:
+        for place, outcome in ended:
+            job = jobs[place]
+            if isinstance(outcome, ModelUnavailable):
+                not_begun.append(outcome)
+            elif not outcome.complete:
+                stopped.append(ModelUnavailable(f"{job.player.name} in {job.snapshot.id}: {outcome.stopped}"))
+            else:
+                rows[place] = market_result(outcome, job.snapshot)
+                on_row(job, rows[place])
     # Raised at the end, after every market under way was passed on: a run that stopped before those that were not begun for it.
     if failures := [*stopped, *not_begun]:
         raise failures[0]
-    return [row for row in rows if row is not None]
+    return [rows[place] for place in range(len(jobs))]
 
 
 def gate_key(identity: str, fingerprint: str) -> str:
@@ -398,8 +380,7 @@ def gate_job(player: Player, snapshot: Snapshot, home: Path | None = None) -> Jo
         snapshot = replace(snapshot, known_best=0.0)
     files = gate_files(home, player.name, snapshot.id, snapshot.game.name) if home is not None else None
     key = gate_key(player.identity, snapshot.fingerprint) if files is not None else snapshot.id
-    luck, engine = snapshot.seed, engine_version()
-    label = RunLabel(player.name, player.identity, player.role, player.mandate, luck, 0, key, engine, player.game)
+    label = RunLabel(player.name, player.identity, player.role, player.mandate, snapshot.seed, 0, key, engine_version(), player.game)
     return Job(player, snapshot, label, snapshot.seed, GATE_PLAYER_ID, files)
 
 
@@ -437,16 +418,11 @@ def script_rows(
         names = NAMES if ceiling is None else (*NAMES, ceiling.name)
     # What the name says is what is staked: rows are known by their names.
     stake_usd = None if stake_usd is None else float(round(stake_usd))
-    rows = dict[str, tuple[str, list[MarketResult]]]()
-    for name in names:
-        shown = staked(name, stake_usd)
-        missing = [snapshot for snapshot in snapshots if _row_key(shown, snapshot) not in _STRATEGY_ROWS]
-        jobs = [gate_job(gate_script(name, snapshot.game, stake_usd), snapshot) for snapshot in missing]
-        for snapshot, row in zip(missing, market_rows(jobs), strict=True):
-            _STRATEGY_ROWS[_row_key(shown, snapshot)] = row
-        rows[shown] = STRATEGY, [_STRATEGY_ROWS[_row_key(shown, snapshot)] for snapshot in snapshots]
-    return rows
+    return {staked(name, stake_usd): (STRATEGY, [_script_row(name, snapshot, stake_usd) for snapshot in snapshots]) for name in names}
 
 
-def _row_key(name: str, snapshot: Snapshot) -> tuple[str, ...]:
-    return name, snapshot.game.name, snapshot.id, snapshot.scenario.digest, snapshot.seed
+def _script_row(name: str, snapshot: Snapshot, stake_usd: float | None) -> MarketResult:
+    key = staked(name, stake_usd), snapshot.game.name, snapshot.id, snapshot.scenario.digest, snapshot.seed
+    if key not in _STRATEGY_ROWS:
+        (_STRATEGY_ROWS[key],) = market_rows([gate_job(gate_script(name, snapshot.game, stake_usd), snapshot)])
+    return _STRATEGY_ROWS[key]

@@ -8,7 +8,8 @@ import pytest
 
 from babylon_rl.errors import MarketError, ModelUnavailable
 from babylon_rl.evaluation.benchmark import model_player
-from babylon_rl.evaluation.play import MODEL, STRATEGY, Player, scripted
+from babylon_rl.evaluation.gate import STRATEGY
+from babylon_rl.evaluation.play import MODEL, Player, scripted
 from babylon_rl.evaluation.snapshot_file import benchmark_scenario
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen, snapshots_named
 from babylon_rl.llm.client import ChatClient

@@ -81,11 +81,13 @@ def test_asked_again_runs_are_played_anew_and_nothing_else_is(tmp_path: Path) ->
         assert benchmark_results([one], small_markets(2), tmp_path).results == [anew.results[0], old[1]]
 
 
-def test_another_engine_asks_a_model_anew_and_its_results_stand_beside_the_old(tmp_path: Path) -> None:
+def test_another_engine_asks_a_model_anew_and_its_results_stand_beside_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with endpoint(m=always_buy) as served, model(served.url) as one:
         old = benchmark_results([one], small_markets(2), tmp_path).results
         served.rules = {"m": babble}
-        new = benchmark_results([one], small_markets(2), tmp_path, engine="other fees").results
+        with monkeypatch.context() as other:
+            other.setattr("babylon_rl.evaluation.play.engine_version", lambda: "other fees")
+            new = benchmark_results([one], small_markets(2), tmp_path).results
         assert served.asked["m"] == 4 * TICKS
         assert benchmark_results([one], small_markets(2), tmp_path).results == old and served.asked["m"] == 4 * TICKS
     found = compare_results([*new, *old], reference="m")
