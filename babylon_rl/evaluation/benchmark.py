@@ -23,20 +23,22 @@ from babylon_rl.evaluation.gate import (
     DEPLOYED,
     FAIL,
     INCONCLUSIVE,
+    KEPT,
     PARENT,
+    PASS,
     PASSED,
     Comparison,
     GateCheck,
     GateVerdict,
     compare,
     decide,
+    kept_check,
     next_analysis,
 )
-from babylon_rl.evaluation.kept import fresh_hours, kept_check, not_asked
 from babylon_rl.evaluation.play import GATE_CONCURRENCY, Job, Player, endpoint_player, gate_job, known_rows, market_rows, script_rows
 from babylon_rl.evaluation.report import benchmark_png, markdown, results_version, rows_of, write_plot
 from babylon_rl.evaluation.results import forget_old_runs
-from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
+from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, fresh_hours, require_unseen
 from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.files.durable import sha256
 from babylon_rl.llm.client import ChatClient
@@ -59,14 +61,8 @@ from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch
-from babylon_rl.store.benchmarks import (
-    MarketResult,
-    passed_versions,
-    read_report,
-    write_release,
-    write_report,
-    write_results,
-)
+from babylon_rl.store.benchmarks import MarketResult, passed_versions, read_report, write_release, write_report, write_results
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.recording import are_simulated
 from babylon_rl.store.registry import Model, deployed_model, model_of_batch, read_models
@@ -250,26 +246,23 @@ def gate_rows(
     missing = {e.name: [s for s in snapshots if s.id not in stored[e.name]] for e in sources}
     for source in sources:
         say(f"{source.name}: {len(stored[source.name])} of {len(snapshots)} markets are known")
-    by_name = {source.name: source for source in sources}
-    # No server is started when everything is stored.
     playing = [source for source in sources if missing[source.name]]
 
-    def tell(source: ModelSource) -> None:
-        on_progress(f"{activity} of {source.name}", len(stored[source.name]), len(markets))
+    def tell(name: str) -> None:
+        on_progress(f"{activity} of {name}", len(stored[name]), len(markets))
 
     def keep(job: Job, row: MarketResult) -> None:
         # Committed before anything else, as it was played and perhaps paid for.
-        source = by_name[job.player.name]
-        write_results(connection, source.name, source.identity, markets, [row], clock())
-        known = stored[source.name]
+        name, known = job.player.name, stored[job.player.name]
+        write_results(connection, name, job.player.identity, markets, [row], clock())
         known[row.snapshot] = row
-        tell(source)
+        tell(name)
         if len(known) % max(1, len(markets) // 6) == 0 or len(known) == len(markets):
-            say(f"{source.name}: played {len(known)} of {len(markets)} markets")
+            say(f"{name}: played {len(known)} of {len(markets)} markets")
 
     # Before a server starts, as markets that are played side by side end together.
     for source in playing:
-        tell(source)
+        tell(source.name)
     with model_clients(settings, playing, serving, logprobs=False) as client:
         game = snapshots[0].game if snapshots else ONE_TICK_GAME
         players = {source.name: model_player(client(source.name), source.name, source.identity, game) for source in playing}
@@ -324,27 +317,27 @@ def evaluate_batch(
     model = model_of_batch(connection, batch_id)
     if model is None:
         raise TrainingError(f"{batch_id} has registered no version: its training has not ended. `babylon-rl batches` shows it.")
-    players = _players(connection, settings, model)
+    sources, comparing = _players(connection, settings, model)
+    game = sources[0].game if sources else ONE_TICK_GAME
     trained = trained_windows(read_models(connection))
     rows = partial(gate_rows, connection, settings, say=progress, clock=clock, serving=serving, on_progress=on_progress)
     kept = _kept(connection, settings, model, rows, progress)
     size: int | None = settings.benchmark_markets
     while size is not None:
-        snapshots = benchmark_snapshots(size, players.game)
+        snapshots = benchmark_snapshots(size, game)
         # Checked for every size: a larger benchmark has markets that the smaller one did not.
         require_unseen(snapshots, trained)
         if kept is not None and kept.found == FAIL:
-            comparison = compare(script_rows(snapshots), None, None, game=players.game)
+            comparison = compare(script_rows(snapshots), None, None, game=game)
             verdict = GateVerdict(FAIL, f"{kept.words}.", (kept,))
             break
-        comparison = _compare(players, snapshots, rows)
+        comparison = comparing(_played(sources, snapshots, rows))
         verdict = decide(comparison, settings.min_improvement, kept)
         undecided = verdict.decision == INCONCLUSIVE
         # Only the sizes that the gate fixed beforehand, so that playing on is no second chance.
         size = next_analysis(comparison, settings.min_improvement, settings.benchmark_markets) if undecided else None
         if size is not None:
             progress(f"{model.version}: {comparison.markets} markets decide nothing. {size} are played.")
-    now = clock()
     report = BenchmarkReport(
         batch_id=batch_id,
         version=model.version,
@@ -358,7 +351,7 @@ def evaluate_batch(
         table_markdown=markdown(comparison, verdict),
         # Before the row that names it: a report never points to a picture that is not there.
         plot_path=str(write_plot(benchmark_png(comparison, verdict), settings.home / PLOTS / f"{model.version}.png")),
-        created_at=whole_ms(now),
+        created_at=whole_ms(clock()),
     )
     write_report(connection, report)
     progress(f"{report.version}: {report.decision}. {report.reason}")
@@ -366,7 +359,14 @@ def evaluate_batch(
 
 
 def _kept(connection: Connection, settings: Settings, model: Model, rows: Rows, say: Say) -> GateCheck | None:
-    """The version against its parent in fresh training hours; None where it cannot be played here."""
+    """The version against its parent in fresh training hours; None where it cannot be played here.
+
+    It passes where there is nothing to compare with.
+    """
+
+    def not_asked(why: str) -> GateCheck:
+        return GateCheck(KEPT, PASS, f"Fresh training hours were not played: {why}")
+
     ours = version_source(model, CANDIDATE, settings)
     if isinstance(ours, str):
         return None
@@ -388,36 +388,24 @@ def _kept(connection: Connection, settings: Settings, model: Model, rows: Rows, 
     return check
 
 
-@dataclass(frozen=True)
-class _Players:
-    """Models that play, the candidate first, and what ``Comparison`` says of them. There are none when the candidate is not here."""
-
-    sources: tuple[ModelSource, ...]
-    reference: str | None
-    notes: tuple[str, ...]
-    learned_from: Sequence[str] | None = None
-    game: Game = ONE_TICK_GAME
-    own_trade_usd: float | None = None
-
-
-def _compare(players: _Players, snapshots: Sequence[Snapshot], rows: Rows) -> Comparison:
+def _played(sources: Sequence[ModelSource], snapshots: Sequence[Snapshot], rows: Rows) -> dict[str, tuple[str, list[MarketResult]]]:
     scripts = script_rows(snapshots)
     # Strategies alone still show how the markets are.
-    if not players.sources:
-        return compare(scripts, None, None, players.notes, game=players.game)
-    results = rows(sources=players.sources, snapshots=snapshots)
-    models = {source.name: (source.role, results[source.name]) for source in players.sources}
-    candidate = players.sources[0].name
-    played = models | scripts | scripts_at_stake(snapshots, results[candidate])
-    comparison = compare(played, candidate, players.reference, players.notes, game=players.game)
-    return replace(comparison, learned_from=players.learned_from, own_trade_usd=players.own_trade_usd)
+    if not sources:
+        return scripts
+    results = rows(sources=sources, snapshots=snapshots)
+    models = {source.name: (source.role, results[source.name]) for source in sources}
+    return models | scripts | scripts_at_stake(snapshots, results[sources[0].name])
 
 
-def _players(connection: Connection, settings: Settings, model: Model) -> _Players:
-    """The candidate, the reference and the parent where available, and the base."""
+def _players(connection: Connection, settings: Settings, model: Model) -> tuple[list[ModelSource], Callable[..., Comparison]]:
+    """The candidate, the reference and the parent where available, and the base; with ``compare`` as it is to be called of them.
+
+    There are no players when the candidate is not here.
+    """
     candidate = version_source(model, CANDIDATE, settings)
     if isinstance(candidate, str):
-        return _Players((), None, (candidate,))
+        return [], partial(compare, candidate=None, reference=None, notes=[candidate])
     versions = {other.version: other for other in read_models(connection) if other.version != model.version}
     ancestors = list(_ancestors(model, versions))
     reference, notes = _reference(versions.values(), ancestors, passed_versions(connection), settings)
@@ -435,8 +423,9 @@ def _players(connection: Connection, settings: Settings, model: Model) -> _Playe
     preflight = (batch.preflight if batch is not None else None) or {}
     versus = BASE if reference is None else reference.name
     assert candidate.base is not None
-    sources = (candidate, *rivals, candidate.base)
-    return _Players(sources, versus, tuple(notes), preflight.get("scripts"), game, preflight.get("ownTradePnl"))
+    comparing = partial(compare, candidate=candidate.name, reference=versus, notes=notes, game=game)
+    comparing = partial(comparing, learned_from=preflight.get("scripts"), own_trade_usd=preflight.get("ownTradePnl"))
+    return [candidate, *rivals, candidate.base], comparing
 
 
 def _ancestors(model: Model, versions: Mapping[str, Model]) -> Iterator[Model]:
@@ -480,12 +469,9 @@ def record_release(connection: Connection, batch_id: str, now: datetime) -> Benc
     report = read_report(connection, batch_id)
     if report is None:
         raise UsageError(f"{batch_id} has no benchmark report: materialize benchmark_report for it first.")
-    # A version that was not compared keeps the figures it has.
     row = next((row for row in report.rows if row["model"] == report.version), {})
-    decided = {
-        "decision": report.decision, "reason": report.reason, "reference": report.reference, "markets": report.markets,
-        "minImprovement": report.min_improvement, "reportVersion": report.data_version,
-    }  # fmt: skip
+    decided = document_of(report, "decision", "reason", "reference", "markets", "min_improvement")
+    decided["reportVersion"] = report.data_version
     metrics = decided | {name: value for name, value in row.items() if name not in ("model", "role", "markets")}
     write_release(connection, report, row.get("pnl"), row.get("accuracy"), {"benchmark": metrics}, now)
     said = {"version": report.version, "decision": report.decision}

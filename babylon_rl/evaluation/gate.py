@@ -26,6 +26,7 @@ from babylon_rl.evaluation.statistics.intervals import (
     Floats,
     Interval,
     PairedComparison,
+    Values,
     cluster_means,
     compare_pairs,
     detectable_effect,
@@ -61,7 +62,6 @@ class PlayerRow(Generic[R]):
 
     @property
     def results(self) -> tuple[R, ...]:
-        """Its runs in their common order."""
         return tuple(self.runs.values())
 
     @property
@@ -104,7 +104,6 @@ class GateRow(PlayerRow[MarketResult]):
 
     @property
     def decisions(self) -> int:
-        """Decisions over all markets."""
         return sum(result.decisions for result in self.results)
 
     @property
@@ -173,7 +172,6 @@ class GateRow(PlayerRow[MarketResult]):
     @property
     def sharpe_path(self) -> list[float | None]:
         """Mean Sharpe ratio up to every moment; None at the beginning. The mean is over the markets that have a ratio by then."""
-        # Markets get their first ratio at different moments.
         columns = zip(*(sharpe_path(result.pnl_path, FEWEST_TO_DRAW) for result in self.results), strict=True)
         defined = [[value for value in column if value is not None] for column in columns]
         return [sum(values) / len(values) if values else None for values in defined]
@@ -244,7 +242,6 @@ class Comparison:
 
     @property
     def markets(self) -> int:
-        """Markets that all of them played."""
         return len(self.rows[0].runs)
 
     @property
@@ -285,7 +282,6 @@ def pairs_of(rows: Sequence[PlayerRow[Any]], names: Sequence[tuple[str, str]], a
     """Paired comparisons by name, and a sentence for each pair with missing shared runs."""
     runs = {row.player: row.runs for row in rows}
     shared = {(a, b): [key for key in runs[a] if key in runs[b]] for a, b in names}
-    # Missing shared runs are reported, never filled in.
     notes = [f"{a} and {b} share no run: they cannot be compared." for (a, b), keys in shared.items() if not keys]
     for (a, b), keys in shared.items():
         most = max(len(runs[a]), len(runs[b]))
@@ -301,7 +297,6 @@ def pairs_of(rows: Sequence[PlayerRow[Any]], names: Sequence[tuple[str, str]], a
         for (a, b), keys in shared.items()
         if keys
     }
-    # Bonferroni for the interim analyses, then Holm for the number of pairs.
     adjusted = holm({names: min(1.0, analyses * compared.p) for names, compared in paired.items()})
     return tuple(Pair(*names, compared, adjusted[names], len(shared[names])) for names, compared in paired.items()), notes
 
@@ -313,6 +308,8 @@ def compare(
     notes: Sequence[str] = (),
     analyses: int = len(ANALYSES),
     game: Game = ONE_TICK_GAME,
+    learned_from: Sequence[str] | None = None,
+    own_trade_usd: float | None = None,
 ) -> Comparison:
     """Compare players of the gate's markets, market by market.
 
@@ -337,7 +334,7 @@ def compare(
     # The reference first, as the gate takes the first pair for it; the order of the others stays.
     rivals.sort(key=lambda player: player != reference)
     pairs = () if candidate is None else pairs_of(rows, [(candidate, rival) for rival in rivals], analyses)[0]
-    return Comparison(tuple(rows), candidate, reference, tuple(notes), pairs, analyses, game)
+    return Comparison(tuple(rows), candidate, reference, tuple(notes), pairs, analyses, game, learned_from, own_trade_usd)
 
 
 def mean_stake_usd(results: Iterable[MarketResult]) -> float | None:
@@ -368,7 +365,8 @@ def _mean_path(paths: Sequence[Sequence[float]]) -> list[float]:
 FEWEST_MARKETS = 48  # no version passes below: losses in a tenth of all markets are seen in 48 but for 0.6 %
 PASS, FAIL, INCONCLUSIVE, NOT_COMPARED = "pass", "fail", "inconclusive", "not_compared"
 COLLAPSE = 0.95  # a larger share of one action is no policy
-_WORDS = {"invalid": "something unusable"}
+KEPT = "kept"  # the name of the check against the parent
+_ONE_SIDED = 0.90  # two-sided, whose upper end is that of the one-sided 95 % interval
 
 
 @dataclass(frozen=True)
@@ -413,7 +411,6 @@ def decide(comparison: Comparison, min_improvement: float = 0.0, kept: GateCheck
         _enough_markets(comparison),
     )
     outcomes = {check.found for check in checks}
-    # One failed check decides; a pass needs every check.
     decision = FAIL if FAIL in outcomes else PASS if outcomes == {PASS} else INCONCLUSIVE
     # Only the checks that made the decision are named before the money; a pass is said by the money alone.
     said = [check.words for check in checks if check.found == decision and check is not improvement] if decision != PASS else []
@@ -423,9 +420,24 @@ def decide(comparison: Comparison, min_improvement: float = 0.0, kept: GateCheck
     return GateVerdict(decision, _sentences(*said, *comparison.notes), checks)
 
 
+def kept_check(version: str, ours: Values, parent: str, theirs: Values) -> GateCheck:
+    """Fail where the whole one-sided 95 % interval of a version's difference to its parent in fresh training hours lies below 0.
+
+    A training may undo what its parent could do. ``ours`` and ``theirs`` are expected dollars by hour: prices' luck is out of them, so that
+    few hours show a step back.
+    """
+    difference = paired_interval(ours, theirs, confidence=_ONE_SIDED)
+    hours = f"{parent}; {difference.mean:+.1f} expected dollars an hour over {difference.count}"
+    interval = f"{hours}, one-sided 95 % interval up to {difference.high:+.1f}"
+    if difference.high < 0.0:
+        return GateCheck(KEPT, FAIL, f"{version} is worse than its parent in fresh training hours ({interval})")
+    return GateCheck(KEPT, PASS, f"{version} is not shown to be worse than its parent in fresh training hours ({interval})")
+
+
 def _collapse(candidate: GateRow) -> GateCheck:
     action, share = max(candidate.shares.items(), key=lambda item: item[1])
-    most = f"{candidate.player} answers {_WORDS.get(action, action)} in {share:.1%} of its {candidate.decisions} decisions"
+    answers = "something unusable" if action == "invalid" else action
+    most = f"{candidate.player} answers {answers} in {share:.1%} of its {candidate.decisions} decisions"
     if share > COLLAPSE:
         return GateCheck("no_collapse", FAIL, f"{most}: more than {COLLAPSE:.0%} is a collapse into one action")
     return GateCheck("no_collapse", PASS, f"{most}, the most of any action")
@@ -494,7 +506,6 @@ def _sentences(*parts: str) -> str:
 
 
 def analysis_sizes(first: int) -> tuple[int, ...]:
-    """Markets of each interim analysis."""
     return tuple(first * times for times in ANALYSES)
 
 
@@ -517,6 +528,5 @@ def needed_markets(comparison: Comparison, min_improvement: float) -> int | None
         return None
     ours, theirs = comparison.compared
     differences = np.subtract(ours.pnls_usd, theirs.pnls_usd)
-    # Power for the observed effect, above the required one.
     effect, spread = float(differences.mean()) - min_improvement, float(differences.std(ddof=1))
     return markets_needed(effect, spread, comparison.confidence)

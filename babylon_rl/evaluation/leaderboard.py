@@ -214,15 +214,11 @@ def leaderboard_png(board: Leaderboard) -> bytes:
     marks = [_mark(f"{line.place}. {line.row.player}", line.row.pnl, line.row.role) for line in board.lines[:MOST_DRAWN]]
     title = f"Mean P&L in {board.markets} unseen markets, 95 % interval"
     plots.draw_intervals(ranks, marks, title=title, unit="dollars of a market hour")
-    versions = [line for line in board.versions if line.row.improvement is not None][-MOST_DRAWN:]
-    gains = [
-        _mark(line.row.player, gain, line.row.role, line.gated.decision if line.gated is not None else "")
-        for line in versions
-        if (gain := line.row.improvement) is not None
-    ]
-    if gains:
-        decisions = {line.gated.decision for line in versions if line.gated is not None}
-        markers = {marker: f"gate: {decision}" for decision, marker in GATE_MARKERS.items() if decision in decisions}
+    drawn = [(line, gain) for line in board.versions if (gain := line.row.improvement) is not None][-MOST_DRAWN:]
+    if drawn:
+        decisions = {line.row.player: line.gated.decision for line, _ in drawn if line.gated is not None}
+        gains = [_mark(line.row.player, gain, line.row.role, decisions.get(line.row.player, "")) for line, gain in drawn]
+        markers = {marker: f"gate: {decision}" for decision, marker in GATE_MARKERS.items() if decision in decisions.values()}
         plots.draw_interval_columns(progress, gains, title=f"Dollars an hour above the base, {CORRECTED}", legend=markers)
     else:
         plots.draw_sentence(progress, "no version is ranked")

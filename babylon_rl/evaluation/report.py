@@ -17,6 +17,7 @@ from babylon_rl.evaluation.gate import (
     BASE,
     CANDIDATE,
     FAIL,
+    KEPT,
     NOTHING,
     PASS,
     STRATEGY,
@@ -27,7 +28,6 @@ from babylon_rl.evaluation.gate import (
     ends,
     hold_floor,
 )
-from babylon_rl.evaluation.kept import KEPT
 from babylon_rl.evaluation.snapshots import PRESET
 from babylon_rl.evaluation.stakes import DOCUMENT_COLUMNS, NEWS_READER, RISK_COLUMNS, risk_words, rivals_at_stake, stored
 from babylon_rl.evaluation.statistics.intervals import Interval, linearised, mean_interval, paired_interval
@@ -396,12 +396,12 @@ def standing(comparison: Comparison) -> list[Rival]:
     ours = comparison.row(comparison.candidate or "")
     rows = {row.player: row for row in comparison.rows}
     scripts = sorted((name for name in comparison.learned_from or () if name in rows), key=lambda name: -rows[name].pnl.mean)
-    wanted = [(NOTHING_WORDS, NOTHING), (NO_SCRIPTS if comparison.learned_from is not None else UNKNOWN_SCRIPTS, None)]
-    if scripts:
-        wanted[1] = (f"{scripts[0]}, the best script that it learned from", scripts[0])
+    script = scripts[0] if scripts else None
+    none = NO_SCRIPTS if comparison.learned_from is not None else UNKNOWN_SCRIPTS
+    best = none if script is None else f"{script}, the best script that it learned from"
     at_stake = rivals_at_stake(comparison)
     rivals = list[Rival]()
-    for words, player in [*wanted, (READER_WORDS, NEWS_READER), *at_stake]:
+    for words, player in [(NOTHING_WORDS, NOTHING), (best, script), (READER_WORDS, NEWS_READER), *at_stake]:
         if player not in rows:
             rivals.append(Rival(words, player))
             continue

@@ -14,7 +14,7 @@ from typing import Any
 
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, from_scenario, load, optimum_of, to_scenario
-from babylon_rl.market.headlines import HELD_OUT, HELD_OUT_EDITIONS, TRAINING_EDITIONS, edition_named
+from babylon_rl.market.headlines import HELD_OUT, HELD_OUT_EDITIONS, TRAINING, TRAINING_EDITIONS, edition_named
 from babylon_rl.market.simulation import strategies
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD
 from babylon_rl.market.simulation.config import START_BALANCE, ScenarioConfig, preset
@@ -32,6 +32,7 @@ SEED_PREFIX = "benchmark/"
 GATE_ID, CONFIRMATION_ID = "benchmark-", "confirmation-"  # the ids of these markets begin so
 PRESET = "hour"  # of the gate's markets
 GATE_PLAYER_ID = "benchmark-player"  # of the player in the gate's markets
+FRESH_HOURS = 24
 NAMED_PRESET = "preset:"
 MOST_SEEDS = 10_000
 _PROBES = ("balanced", "momentum", "contrarian")
@@ -127,7 +128,7 @@ def configs_of(name: str) -> list[ScenarioConfig]:
         UsageError: it cannot be read, or asks for what a market cannot be.
     """
     preset_name, *options = name.removeprefix(NAMED_PRESET).split(":")
-    seeds, changes = [str(12345)], dict[str, Any](edition=HELD_OUT)
+    seeds, changes = [12345], dict[str, Any](edition=HELD_OUT)
     for option in options:
         key, _, value = option.partition("=")
         field = key.replace("-", "_")
@@ -142,23 +143,22 @@ def configs_of(name: str) -> list[ScenarioConfig]:
                 f"{option!r} in {name!r} is not understood: give seeds=1-24, an edition, or one of {', '.join(_FIELDS)} with a number."
             )
     try:
-        return [preset(preset_name, seed=int(seed), **changes) for seed in seeds]
+        return [preset(preset_name, seed=seed, **changes) for seed in seeds]
     except MarketError as error:
         raise UsageError(str(error)) from error
 
 
-def _seeds(text: str, name: str) -> Iterator[str]:
+def _seeds(text: str, name: str) -> Iterator[int]:
     for part in text.split(","):
         ends = _RANGE.fullmatch(part)
         if ends is not None and 0 <= int(ends[2]) - int(ends[1]) < MOST_SEEDS:
-            yield from (str(seed) for seed in range(int(ends[1]), int(ends[2]) + 1))
+            yield from range(int(ends[1]), int(ends[2]) + 1)
         elif part.isdecimal():
-            yield part
+            yield int(part)
         else:
             raise UsageError(f"The seeds {text!r} of {name!r} are not understood: give numbers, as 7, 1-24 or 1-8,20.")
 
 
-@cache
 def benchmark_snapshots(count: int, game: Game = ONE_TICK_GAME) -> tuple[Snapshot, ...]:
     """The first ``count`` markets of the gate, played as ``game``; a larger benchmark contains the smaller one."""
     return tuple(_benchmark_snapshot(index, game) for index in range(count))
@@ -181,6 +181,16 @@ def _held_out_scenario(seed: str, hour: int) -> Scenario:
     start = window_start(FIRST) + hour * HOUR
     start_ms = round(start.replace(tzinfo=UTC).timestamp() * 1000)
     return generate(preset(PRESET, edition=HELD_OUT, seed=f"{SEED_PREFIX}{seed}", start_ms=start_ms))
+
+
+@cache
+def fresh_hours(game: Game = ONE_TICK_GAME) -> tuple[Snapshot, ...]:
+    """Generated hours of the training edition that nothing trains on: their seeds have a prefix that no training, gate or confirmation has.
+
+    They are the same for all versions, so a parent's results in them are known.
+    """
+    scenarios = (generate(preset(PRESET, edition=TRAINING, seed=f"kept/{index}")) for index in range(FRESH_HOURS))
+    return tuple(Snapshot(f"fresh-{index:04d}", scenario, game=game) for index, scenario in enumerate(scenarios))
 
 
 def require_unseen(snapshots: Sequence[Snapshot], trained_windows: Iterable[str] = ()) -> None:

@@ -12,8 +12,7 @@ from random import Random
 from typing import Any
 from zlib import crc32
 
-from babylon_rl.evaluation.kept import fresh_hours
-from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
+from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots, fresh_hours
 from babylon_rl.market.headlines import EDITIONS, edition_named
 from babylon_rl_tests.http_stand_in import Handler, served
 

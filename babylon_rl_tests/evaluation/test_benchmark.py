@@ -9,8 +9,8 @@ import pytest
 from babylon_rl.cli.demo_stages import Demo, standings
 from babylon_rl.errors import MarketError, ModelUnavailable, TrainingError, UsageError
 from babylon_rl.evaluation.benchmark import evaluate_batch, record_release
-from babylon_rl.evaluation.gate import FEWEST_MARKETS
-from babylon_rl.evaluation.kept import HOURS, kept_check
+from babylon_rl.evaluation.gate import FEWEST_MARKETS, kept_check
+from babylon_rl.evaluation.snapshots import FRESH_HOURS as HOURS
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.settings import Settings
