@@ -13,10 +13,9 @@ from typing import Any
 from babylon_rl.evaluation.benchmark import identity_of
 from babylon_rl.evaluation.gate import BASE, DEPLOYED, GateRow, compare
 from babylon_rl.evaluation.play import known_rows, script_rows
-from babylon_rl.evaluation.report import COLOURS, CORRECTED, MARKET_FIT, leaderboard_columns
+from babylon_rl.evaluation.report import CORRECTED, MARKET_FIT, interval_mark, leaderboard_columns
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.evaluation.stakes import game_of_report
-from babylon_rl.evaluation.statistics.intervals import Interval
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, game_named
 from babylon_rl.reporting import plots
 from babylon_rl.reporting.numbers import legend, markdown_rows
@@ -99,44 +98,36 @@ def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
     """Rank our versions on the newest version's base, that base, and all strategies.
 
     Markets are those that all of them played, in the game of the newest version whose game is known.
-
-    Scripts are played on the spot: 24 markets take about a second.
     """
     models, gated = read_models(connection), read_reports(connection)
     reports = {model.version: gated[model.training_batch] for model in models if model.training_batch in gated and not model.foreign}
     games = {version: name for version, report in reports.items() if (name := game_of_report(report)) is not None}
     game = next((games[model.version] for model in models if model.version in games), ONE_TICK_GAME.name)
-    # As many markets as the largest report has played.
     most = max([settings.benchmark_markets, *(report.markets for report in reports.values())])
     snapshots = benchmark_snapshots(most, game_named(game))
     ours = [model for model in models if not model.foreign]
-    # Results of other weights under the same name are ignored.
     weights = _line(ours, read_identities(connection, [BASE, *(model.version for model in ours)]))
     results = {name: known_rows(connection, name, identity, snapshots, settings.home) for name, identity in weights.items()}
-    reasons = [
-        (
-            model,
-            f"It plays {games[model.version]}; the newest version, and this leaderboard, {game}."
-            if games.get(model.version, game) != game
-            else _missing(model, reports.get(model.version), results, settings.benchmark_markets),
-        )
-        for model in models
-    ]
-    ranked = {model.version: model for model, why in reasons if why is None}
+    reasons = {model.version: _missing(model, reports.get(model.version), results, settings.benchmark_markets) for model in models}
+    for version, own in games.items():
+        if own != game:
+            reasons[version] = f"It plays {own}; the newest version, and this leaderboard, {game}."
+    ranked = {model.version: model for model in models if reasons[model.version] is None}
     # Everyone is measured in the same markets, or differences would be those of the markets.
     players = {name: results[name] for name in (*ranked, BASE) if name in results}
     common = [snapshot for snapshot in snapshots if players and all(snapshot.id in rows for rows in players.values())]
     if len(common) < _FEWEST:
         common = list(snapshots[: settings.benchmark_markets])
         players = {name: rows for name, rows in players.items() if all(snapshot.id in rows for snapshot in common)}
-    played = {name: (_role(name, ranked), [rows[snapshot.id] for snapshot in common]) for name, rows in players.items()}
+    roles = {BASE: BASE} | {version: DEPLOYED if model.status == DEPLOYED else VERSION for version, model in ranked.items()}
+    played = {name: (roles[name], [rows[snapshot.id] for snapshot in common]) for name, rows in players.items()}
     played |= script_rows(common)
     # Without a stored base there is nothing to pair with.
     reference = BASE if BASE in played else None
     rows = sorted(compare(played, None, reference).rows, key=lambda row: (-row.pnl.mean, row.player))
     return Leaderboard(
         lines=tuple(LeaderboardRow(place, row, ranked.get(row.player), reports.get(row.player)) for place, row in enumerate(rows, start=1)),
-        unranked={model.version: why for model, why in reasons if why is not None},
+        unranked={version: why for version, why in reasons.items() if why is not None},
         markets=len(common),
         reference=reference,
     )
@@ -168,20 +159,13 @@ def _line(models: Sequence[Model], identities: Mapping[str, Sequence[str]]) -> d
     for model in models:
         for base in identities[BASE]:
             if _weights(model, base) in identities[model.version]:
-                identical = {other.version: weights for other in models if (weights := _weights(other, base)) in identities[other.version]}
-                return {BASE: base} | {version: weights for version, weights in identical.items() if weights is not None}
+                return {BASE: base} | {m.version: weights for m in models if (weights := _weights(m, base)) in identities[m.version]}
     last = next(iter(identities[BASE]), None)
     return {} if last is None else {BASE: last}
 
 
-def _weights(model: Model, base: str) -> str | None:
-    return None if model.manifest_sha is None else identity_of(base, model.manifest_sha)
-
-
-def _role(name: str, versions: Mapping[str, Model]) -> str:
-    if name == BASE:
-        return BASE
-    return DEPLOYED if versions[name].status == DEPLOYED else VERSION
+def _weights(model: Model, base: str) -> str:
+    return "" if model.manifest_sha is None else identity_of(base, model.manifest_sha)
 
 
 FOOTER = (
@@ -211,22 +195,19 @@ def leaderboard_png(board: Leaderboard) -> bytes:
     figure = plots.new_figure(11.5, height, 88)
     ranks, progress = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
     figure.subplots_adjust(left=0.12, right=0.97, bottom=0.5 / height, top=1 - 0.4 / height, wspace=0.16)
-    marks = [_mark(f"{line.place}. {line.row.player}", line.row.pnl, line.row.role) for line in board.lines[:MOST_DRAWN]]
+    marks = [interval_mark(f"{line.place}. {line.row.player}", line.row.pnl, line.row.role) for line in board.lines[:MOST_DRAWN]]
     title = f"Mean P&L in {board.markets} unseen markets, 95 % interval"
     plots.draw_intervals(ranks, marks, title=title, unit="dollars of a market hour")
     drawn = [(line, gain) for line in board.versions if (gain := line.row.improvement) is not None][-MOST_DRAWN:]
     if drawn:
-        decisions = {line.row.player: line.gated.decision for line, _ in drawn if line.gated is not None}
-        gains = [_mark(line.row.player, gain, line.row.role, decisions.get(line.row.player, "")) for line, gain in drawn]
-        markers = {marker: f"gate: {decision}" for decision, marker in GATE_MARKERS.items() if decision in decisions.values()}
+        decisions = ["" if line.gated is None else line.gated.decision for line, _ in drawn]
+        gains = [
+            interval_mark(line.row.player, gain, line.row.role, GATE_MARKERS.get(decision, "o"))
+            for (line, gain), decision in zip(drawn, decisions, strict=True)
+        ]
+        markers = {marker: f"gate: {decision}" for decision, marker in GATE_MARKERS.items() if decision in decisions}
         plots.draw_interval_columns(progress, gains, title=f"Dollars an hour above the base, {CORRECTED}", legend=markers)
     else:
         plots.draw_sentence(progress, "no version is ranked")
     plots.plain_axes((ranks, progress))
     return plots.png_of(figure)
-
-
-def _mark(label: str, interval: Interval, role: str, decision: str = "") -> plots.IntervalMark:
-    """Interval of a row; the marker is the gate's decision."""
-    colour = COLOURS["candidate" if role == VERSION else role]
-    return plots.IntervalMark(label, interval.mean, interval.low, interval.high, colour, GATE_MARKERS.get(decision, "o"))

@@ -106,7 +106,6 @@ def _earnings(who: str, against: str | None, reference: str | None, called: str)
 
 
 def _of(part: str, column: Column) -> Column:
-    """The column of a part of a row."""
     return Column(column.title, lambda row: column.cell(getattr(row, part)), meaning=column.meaning)
 
 
@@ -252,6 +251,7 @@ GENERATIONS = [
 YES, NO, UNKNOWN = "yes", "no", "unknown"
 COLOURS = {
     "candidate": "#1f6fb4",
+    "version": "#1f6fb4",
     "base": "#3d3d3d",
     "deployed": "#8a4fa3",
     "parent": "#b07aa1",
@@ -279,20 +279,18 @@ def criteria(comparison: Comparison) -> tuple[Criterion, ...]:
     if comparison.compared is None:
         return ()
     ours, theirs = comparison.compared
-    confidence = comparison.confidence
     # Criteria with the gate's confidence, so that both speak of the same evidence.
-    closed = _share_gain(ours, theirs, lambda result: (result.wins, result.wins + result.losses), confidence)
-    right = _share_gain(ours, theirs, lambda result: (result.predictions_right, result.predictions), confidence)
+    confidence, in_time = comparison.confidence, "of the orders in the direction that the market took over their tick"
+    closed = "of the orders closed with a gain or a loss"
     return (
         _better_pnl(ours, theirs, confidence),
-        _criterion("better win rate", closed, "of the orders closed with a gain or a loss"),
+        _better_share("better win rate", ours, theirs, lambda one: (one.wins, one.wins + one.losses), closed, confidence),
         _fewer_errors(ours, theirs, confidence),
-        _criterion("better timing", right, "of the orders in the direction that the market took over their tick"),
+        _better_share("better timing", ours, theirs, lambda one: (one.predictions_right, one.predictions), in_time, confidence),
     )
 
 
 def _better_pnl(ours: GateRow, theirs: GateRow, confidence: float) -> Criterion:
-    """Criterion: ours is above theirs by BETTER_PNL of theirs."""
     # For a reference that loses, ten percent better means a smaller loss.
     factor = 1 + BETTER_PNL if theirs.pnl.mean >= 0 else 1 - BETTER_PNL
     beyond = paired_interval(ours.pnls_usd, [factor * usd for usd in theirs.pnls_usd], confidence=confidence)
@@ -303,35 +301,25 @@ def _better_pnl(ours: GateRow, theirs: GateRow, confidence: float) -> Criterion:
 
 def _fewer_errors(ours: GateRow, theirs: GateRow, confidence: float) -> Criterion:
     errors = ours.invalid + ours.refused, theirs.invalid + theirs.refused
-    # Without any error there is nothing to compare.
     if not any(errors):
         return Criterion("fewer errors", UNKNOWN, "neither made one: no unusable answer and no refused order")
-    # Theirs less ours, as fewer errors are better.
-    gain = _share_gain(theirs, ours, lambda result: (result.invalid + result.refused, result.decisions), confidence)
-    return _criterion("fewer errors", gain, f"of the decisions ({errors[0]} errors against {errors[1]})")
-
-
-def _criterion(name: str, gain: Interval | None, of_what: str) -> Criterion:
-    if gain is None:
-        return Criterion(name, UNKNOWN, "one of the two traded in no market")
-    points = f"{100 * gain.mean:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-    return Criterion(name, _met(gain), f"{points} {of_what}")
+    of_what = f"of the decisions ({errors[0]} errors against {errors[1]})"
+    return _better_share("fewer errors", theirs, ours, lambda one: (one.invalid + one.refused, one.decisions), of_what, confidence)
 
 
 def _met(beyond: Interval) -> str:
     return YES if beyond.low > 0 else NO if beyond.high <= 0 else UNKNOWN
 
 
-def _share_gain(ours: GateRow, theirs: GateRow, count: Count, confidence: float) -> Interval | None:
-    """Difference of two shares in the same markets, clustered by market.
-
-    None when one of them is a share of nothing.
-    """
-    counts = [[count(result) for result in row.results] for row in (ours, theirs)]
+def _better_share(name: str, higher: GateRow, lower: GateRow, count: Count, of_what: str, confidence: float) -> Criterion:
+    """Criterion of the difference of two shares in the same markets, clustered by market."""
+    counts = [[count(result) for result in row.results] for row in (higher, lower)]
     if not all(any(trials for _, trials in row) for row in counts):
-        return None
+        return Criterion(name, UNKNOWN, "one of the two traded in no market")
     first, second = (linearised([hits for hits, _ in row], [trials for _, trials in row]) for row in counts)
-    return mean_interval(first - second, confidence=confidence)
+    gain = mean_interval(first - second, confidence=confidence)
+    points = f"{100 * gain.mean:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    return Criterion(name, _met(gain), f"{points} {of_what}")
 
 
 def _footer(game: Game, analyses: int) -> str:
@@ -488,19 +476,21 @@ def benchmark_png(comparison: Comparison, verdict: GateVerdict) -> bytes:
     figure.subplots_adjust(left=0.11, right=0.93, bottom=0.07, top=0.86, wspace=0.3, hspace=0.28)
     heading = f"{verdict.decision.replace('_', ' ').upper()}: {verdict.reason}"
     figure.text(0.02, 0.97, "\n".join(textwrap.wrap(heading, 170)[:3]), fontsize=9.5, va="top")
-    # models in their order, then strategies from best to worst
     strategies = sorted((row for row in comparison.rows if row.role == STRATEGY), key=lambda row: -row.pnl.mean)
     models = [row for row in comparison.rows if row.role != STRATEGY]
-    marks = [plots.IntervalMark(_label(row), row.pnl.mean, row.pnl.low, row.pnl.high, COLOURS[row.role]) for row in [*models, *strategies]]
+    marks = [interval_mark(_label(row), row.pnl, row.role) for row in [*models, *strategies]]
     plots.draw_intervals(panels["means"], marks, title="Mean P&L, 95 % interval", unit="dollars of a market hour")
     _draw_differences(panels["pairs"], comparison)
     _draw_course(panels["hour"], comparison.rows, lambda row: row.pnl_path, "Mean P&L so far, dollars")
-    # the table has the risk of strategies
     shown = models or comparison.rows
     _draw_course(panels["sharpe"], shown, lambda row: row.sharpe_path, "Mean Sharpe ratio so far")
     _draw_course(panels["drawdown"], shown, lambda row: row.drawdown_path, "Mean dollars below the peak so far")
     plots.plain_axes(panels.values())
     return plots.png_of(figure)
+
+
+def interval_mark(label: str, interval: Interval, role: str, marker: str = "o") -> plots.IntervalMark:
+    return plots.IntervalMark(label, interval.mean, interval.low, interval.high, COLOURS[role], marker)
 
 
 def write_plot(png: bytes, path: Path) -> Path:
@@ -520,14 +510,12 @@ def _draw_differences(axes: Any, comparison: Comparison) -> None:
         return
     ours, theirs = comparison.compared
     differences = [a - b for a, b in zip(ours.pnls_usd, theirs.pnls_usd, strict=True)]
-    better, gain, mean = sum(difference > 0 for difference in differences), ours.improvement, None
-    if gain is not None:
-        mean = plots.IntervalMark(f"mean {gain.mean:+.0f}, 95 % interval", gain.mean, gain.low, gain.high, COLOURS[CANDIDATE])
+    better, gain = sum(difference > 0 for difference in differences), ours.improvement
+    mean = None if gain is None else interval_mark(f"mean {gain.mean:+.0f}, 95 % interval", gain, CANDIDATE)
     title = f"{ours.player} - {theirs.player}: better in {better} of {len(differences)} markets"
     plots.draw_differences(axes, differences, title=title, mean=mean)
 
 
 def _draw_course(axes: Any, rows: Sequence[GateRow], path_of: Callable[[GateRow], Sequence[float | None]], title: str) -> None:
-    """Curves over the market hour."""
     curves = [(row.player, path_of(row), COLOURS[row.role], row.role == STRATEGY) for row in rows]
     plots.draw_curves(axes, curves, step=PRESETS[PRESET].tick_seconds / 60, title=title)
