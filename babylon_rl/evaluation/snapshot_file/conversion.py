@@ -12,7 +12,6 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.snapshot_file.schema import (
@@ -53,7 +52,6 @@ DAY_S = 86_400
 PRICE_DECIMALS, PROBABILITY_DECIMALS, SHARE_DECIMALS, USD_DECIMALS = 6, 6, 4, 2
 CROWD, NEWS = "crowd", "news"
 STAKE_USD = 1_000.0  # behind each listed opportunity
-ID_CHARACTERS = 16
 COMPRESSION = 6
 GZIP_MAGIC = b"\x1f\x8b"
 CERTAIN = 1e-6  # prices of 0 and 1 are replayed as this far from them: a pool cannot hold them
@@ -71,7 +69,6 @@ class MarketRecording:
         self._ids = {person.name: person.id for person in self.people}
 
     def ticks(self) -> Iterator[Tick]:
-        """Ticks in order, from number 0."""
         state, volumes = self.initial_state, dict.fromkeys((question.id for question in self.scenario.questions), 0.0)
         for number in range(self.scenario.ticks):
             now = self.scenario.timestamp_ms(number + 1)
@@ -215,7 +212,7 @@ def from_scenario(scenario: Scenario) -> SnapshotDocument:
     # From the whole content of the market, so that two markets never share an id.
     digest = hashlib.sha256(f"{VERSION}/{scenario.digest}".encode()).hexdigest()
     return SnapshotDocument(
-        id=f"snapshot-{digest[:ID_CHARACTERS]}",
+        id=f"snapshot-{digest[:16]}",
         version=VERSION,
         created_at=scenario.start_ms,
         duration=scenario.ticks * scenario.tick_seconds,
@@ -262,7 +259,6 @@ def load(path: Path) -> SnapshotDocument:
         MarketError: there is no such file, it is not a snapshot of this version, or it contradicts itself; a sentence per problem.
     """
     try:
-        # Compressed files are recognised by their first bytes, not by their name.
         raw = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise MarketError(f"There is no snapshot {path}; `babylon-rl benchmark generate --out {path}` writes one.") from error
@@ -284,20 +280,10 @@ def to_scenario(snapshot: SnapshotDocument) -> Scenario:
     Raises:
         MarketError: a snapshot of ours that its config does not give: written by another version, or changed since.
     """
-    if snapshot.config is None or snapshot.generator is None:
+    generator = snapshot.generator
+    if snapshot.config is None or generator is None:
         return _replayed(snapshot)
-    return _regenerated(snapshot, snapshot.config, snapshot.generator)
-
-
-def optimum_of(snapshot: SnapshotDocument) -> Optimum:
-    """Optimum of a snapshot, from its ground truth or its recorded market. The game's own snapshots say none."""
-    if snapshot.ground_truth.optimum is not None:
-        return snapshot.ground_truth.optimum
-    return optimum(oracle_play(to_scenario(snapshot)))
-
-
-def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: Generator) -> Scenario:
-    config = read_fields(fields, ScenarioConfig, "config")
+    config = read_fields(snapshot.config, ScenarioConfig, "config")
     # Cheap checks before the market is generated again.
     if config.ticks != len(snapshot.ticks):
         raise MarketError(f"Snapshot {snapshot.id} has {len(snapshot.ticks)} ticks, its config asks for {config.ticks}. Generate it again.")
@@ -310,20 +296,19 @@ def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: 
     outcomes = {question.id: question.answer for question in scenario.questions}
     if snapshot.ground_truth.market_outcomes != outcomes:
         raise MarketError(f"Snapshot {snapshot.id} was changed: its outcomes are not those of its config. Generate it again.")
-    # Tick by tick, so that the message names the place.
-    if where := _first_difference(snapshot, scenario):
+    recording = MarketRecording(scenario)
+    changed = (f"at tick {given.number}" for given, expected in zip(snapshot.ticks, recording.ticks(), strict=True) if given != expected)
+    where = next(changed, None) if recording.initial_state == snapshot.initial_state else "at its start"
+    if where is not None:
         raise MarketError(f"Snapshot {snapshot.id} was changed {where}: its config gives another market. Generate it again.")
     return scenario
 
 
-def _first_difference(snapshot: SnapshotDocument, scenario: Scenario) -> str:
-    recording = MarketRecording(scenario)
-    if recording.initial_state != snapshot.initial_state or len(snapshot.ticks) != scenario.ticks:
-        return "at its start or in its length"
-    for given, expected in zip(snapshot.ticks, recording.ticks(), strict=True):
-        if given != expected:
-            return f"at tick {given.number}"
-    return ""
+def optimum_of(snapshot: SnapshotDocument) -> Optimum:
+    """Optimum of a snapshot, from its ground truth or its recorded market. The game's own snapshots say none."""
+    if snapshot.ground_truth.optimum is not None:
+        return snapshot.ground_truth.optimum
+    return optimum(oracle_play(to_scenario(snapshot)))
 
 
 def _replayed(snapshot: SnapshotDocument) -> Scenario:
@@ -332,8 +317,7 @@ def _replayed(snapshot: SnapshotDocument) -> Scenario:
     ms = snapshot.tick_interval * 1000
     # The first funding time tells the funding interval.
     ahead = min((market.next_funding_time for market in first.perpetual_markets), default=0) - first.timestamp
-    funding_ticks = max(1, (ahead + ms // 2) // ms) if ahead > 0 else None
-    every = funding_ticks if funding_ticks is not None else max(1, 8 * 3600 // snapshot.tick_interval)
+    every = max(1, (ahead + ms // 2) // ms if ahead > 0 else 8 * 3600 // snapshot.tick_interval)
     stocks = [
         Asset(
             market.ticker,
@@ -349,7 +333,7 @@ def _replayed(snapshot: SnapshotDocument) -> Scenario:
         questions=_questions(snapshot, states),
         posts=[post for tick in snapshot.ticks for event in tick.events if (post := _post(snapshot, tick.number, event)) is not None],
         start_ms=first.timestamp,
-        funding_ticks=funding_ticks,
+        funding_ticks=every,
     )
 
 

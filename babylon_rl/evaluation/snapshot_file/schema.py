@@ -5,6 +5,7 @@ of the game's format passes over them, and a snapshot without them is read all t
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -217,24 +218,21 @@ def benchmark_scenario(config: ScenarioConfig) -> Scenario:
     return generate(config, MarketModel(authors=config.agents))
 
 
-def camel_fields(value: Any) -> Any:
+def camel_fields(value: msgspec.Struct) -> dict[str, Any]:
     """JSON form of a config or model: camelCase names in declaration order, lists for tuples."""
-    if isinstance(value, msgspec.Struct):
-        return {camel(name): camel_fields(field) for name, field in msgspec.structs.asdict(value).items()}
-    if isinstance(value, list | tuple):
-        return [camel_fields(item) for item in value]
-    return value
+    fields: dict[str, Any] = _renamed(msgspec.to_builtins(value), camel)
+    return fields
 
 
 def read_fields(fields: dict[str, Any], kind: type[T], what: str) -> T:
     """The config or model that `camel_fields` wrote. Raises MarketError: it is none, or a value is out of range."""
     try:
-        return msgspec.convert(_snake_fields(fields), kind)
+        return msgspec.convert(_renamed(fields, lambda name: re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()), kind)
     except msgspec.ValidationError as error:
         raise MarketError(f"The snapshot's {what} cannot be read: {error}.") from error
 
 
-def _snake_fields(value: Any) -> Any:
+def _renamed(value: Any, new_name: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
-        return {re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower(): _snake_fields(field) for name, field in value.items()}
-    return [_snake_fields(item) for item in value] if isinstance(value, list) else value
+        return {new_name(name): _renamed(field, new_name) for name, field in value.items()}
+    return [_renamed(item, new_name) for item in value] if isinstance(value, list | tuple) else value

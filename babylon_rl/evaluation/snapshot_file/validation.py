@@ -3,7 +3,6 @@
 Errors make it unusable; warnings are what the game's own snapshots are known for.
 """
 
-import math
 from collections.abc import Sequence
 
 from babylon_rl.errors import MarketError
@@ -34,7 +33,6 @@ class Findings:
         self._found[is_error, kind] = (first, count + 1)
 
     def warning(self, kind: str, sentence: str) -> None:
-        """Record a fault that does not."""
         self.error(kind, sentence, is_error=False)
 
     def sentences(self) -> tuple[list[str], list[str]]:
@@ -186,7 +184,6 @@ def _check_frame(snapshot: SnapshotDocument, findings: Findings) -> None:
     if snapshot.tick_interval <= 0 or snapshot.duration <= 0:
         findings.error("length", f"It lasts {snapshot.duration} s in ticks of {snapshot.tick_interval} s; both must be positive")
         return
-    # A last tick that is shorter than the interval is allowed.
     expected, rest = divmod(snapshot.duration, snapshot.tick_interval)
     if len(snapshot.ticks) < expected or not snapshot.ticks:
         findings.error("truncated", f"It is cut off: {len(snapshot.ticks)} ticks are there, {expected} belong to its duration")
@@ -287,7 +284,7 @@ def _near(part: float, market: PredictionMarket, price: float) -> bool:
 
 
 def _check_stock(market: PerpetualMarket, where: str, findings: Findings) -> None:
-    if not 0.0 < market.price < math.inf:
+    if market.price <= 0.0:
         findings.error("price", f"Stock {market.ticker} costs {market.price} $ {where}; a price is positive and finite")
     if market.volume_24h < 0.0 or market.open_interest < 0.0:
         findings.error("negative stock", f"Stock {market.ticker} has a negative volume or open interest {where}")
