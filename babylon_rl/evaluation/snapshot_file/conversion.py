@@ -14,29 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.snapshot_file.schema import (
-    MARKET_TRADE,
-    POST_CREATED,
-    PRICE_UPDATED,
-    VERSION,
-    Generator,
-    GroundTruth,
-    OptimalAction,
-    Optimum,
-    PerpetualMarket,
-    Person,
-    PredictionMarket,
-    PricePoint,
-    SnapshotDocument,
-    SnapshotEvent,
-    SocialOpportunity,
-    State,
-    Tick,
-    camel_fields,
-    decode,
-    encode,
-    read_fields,
-)
+from babylon_rl.evaluation.snapshot_file import schema
 from babylon_rl.evaluation.snapshot_file.validation import validate
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.market.simulation.config import START_BALANCE, MarketModel, ScenarioConfig
@@ -68,7 +46,7 @@ class MarketRecording:
         self.initial_state = self._state({}, ())
         self._ids = {person.name: person.id for person in self.people}
 
-    def ticks(self) -> Iterator[Tick]:
+    def ticks(self) -> Iterator[schema.Tick]:
         state, volumes = self.initial_state, dict.fromkeys((question.id for question in self.scenario.questions), 0.0)
         for number in range(self.scenario.ticks):
             now = self.scenario.timestamp_ms(number + 1)
@@ -78,13 +56,13 @@ class MarketRecording:
             trades = [trade for name, shares in before.items() if (trade := self._trade(name, shares, now, volumes)) is not None]
             after = self._state(volumes, state.prediction_markets)
             moved = [
-                SnapshotEvent(PRICE_UPDATED, now, {"ticker": new.ticker, "oldPrice": old.price, "newPrice": new.price})
+                schema.SnapshotEvent(schema.PRICE_UPDATED, now, {"ticker": new.ticker, "oldPrice": old.price, "newPrice": new.price})
                 for old, new in zip(state.perpetual_markets, after.perpetual_markets, strict=True)
             ]
-            yield Tick(number, now, (*self._texts(number), *moved, *trades), after)
+            yield schema.Tick(number, now, (*self._texts(number), *moved, *trades), after)
             state = after
 
-    def _state(self, volumes: dict[str, float], before: tuple[PredictionMarket, ...]) -> State:
+    def _state(self, volumes: dict[str, float], before: tuple[schema.PredictionMarket, ...]) -> schema.State:
         exchange = self.exchange
         shown = {market.id: market for market in before}
         questions = tuple(
@@ -93,12 +71,12 @@ class MarketRecording:
             for name, pool in exchange.pools.items()
         )
         stocks = tuple(self._stock(book) for book in exchange.books.values())
-        return State(exchange.tick, self.scenario.timestamp_ms(exchange.tick), questions, stocks, self.people)
+        return schema.State(exchange.tick, self.scenario.timestamp_ms(exchange.tick), questions, stocks, self.people)
 
-    def _question(self, pool: Pool, volume: float) -> PredictionMarket:
+    def _question(self, pool: Pool, volume: float) -> schema.PredictionMarket:
         # NO from the rounded YES, so that both are 1 together.
         question, yes = pool.question, round(pool.yes_price, PROBABILITY_DECIMALS)
-        return PredictionMarket(
+        return schema.PredictionMarket(
             id=question.id,
             question=question.text,
             yes_shares=round(pool.yes, SHARE_DECIMALS),
@@ -112,12 +90,12 @@ class MarketRecording:
             resolve_at=self.scenario.timestamp_ms(question.resolve_tick),
         )
 
-    def _stock(self, book: PerpBook) -> PerpetualMarket:
+    def _stock(self, book: PerpBook) -> schema.PerpetualMarket:
         scenario, tick, asset = self.scenario, self.exchange.tick, book.asset
         number = tick // scenario.funding_ticks
         # Change over 24 hours, or since the start of a shorter market.
         day = asset.prices[max(0, tick - DAY_S // scenario.tick_seconds)]
-        return PerpetualMarket(
+        return schema.PerpetualMarket(
             ticker=asset.ticker,
             price=round(book.mark, PRICE_DECIMALS),
             price_change_24h=round(100.0 * (book.mark / day - 1.0), PRICE_DECIMALS),
@@ -127,7 +105,7 @@ class MarketRecording:
             next_funding_time=scenario.timestamp_ms((number + 1) * scenario.funding_ticks),
         )
 
-    def _trade(self, name: str, before: tuple[float, float], now: int, volumes: dict[str, float]) -> SnapshotEvent | None:
+    def _trade(self, name: str, before: tuple[float, float], now: int, volumes: dict[str, float]) -> schema.SnapshotEvent | None:
         """The crowd's trade that moved a question to its belief. It pays YES by adding to the maker's NO shares."""
         pool = self.exchange.pools[name]
         # A move that rounds to nothing is no trade.
@@ -136,23 +114,23 @@ class MarketRecording:
             return None
         volumes[name] += amount
         outcome = "YES" if pool.no > before[1] else "NO"
-        return SnapshotEvent(MARKET_TRADE, now, {"marketId": name, "agentId": CROWD, "outcome": outcome, "amount": amount})
+        return schema.SnapshotEvent(schema.MARKET_TRADE, now, {"marketId": name, "agentId": CROWD, "outcome": outcome, "amount": amount})
 
-    def _texts(self, tick: int) -> Iterator[SnapshotEvent]:
+    def _texts(self, tick: int) -> Iterator[schema.SnapshotEvent]:
         now = self.scenario.timestamp_ms(tick)
         for event in self.scenario.events_at(tick):
             content = {"authorId": NEWS, "authorName": "News", "content": event.text, "about": event.about}
-            yield SnapshotEvent(POST_CREATED, now, {**content, "clarity": event.clarity, "rumour": event.rumour})
+            yield schema.SnapshotEvent(schema.POST_CREATED, now, {**content, "clarity": event.clarity, "rumour": event.rumour})
         for post in self.scenario.posts_at(tick):
             author = self._ids.get(post.author, "unknown")
-            yield SnapshotEvent(
-                POST_CREATED,
+            yield schema.SnapshotEvent(
+                schema.POST_CREATED,
                 now,
                 {"authorId": author, "authorName": post.author, "content": post.text, "about": post.about, "trust": post.trust},
             )
 
 
-def people(scenario: Scenario) -> tuple[Person, ...]:
+def people(scenario: Scenario) -> tuple[schema.Person, ...]:
     """Authors of posts, and silent people up to the scenario's number of agents."""
     trust_by_name = {author.name: author.trust for author in scenario.authors}
     for post in scenario.posts:
@@ -160,25 +138,26 @@ def people(scenario: Scenario) -> tuple[Person, ...]:
     count = scenario.config.agents if scenario.config is not None else 0
     trust_by_name |= {f"Agent {number}": 0.5 for number in range(len(trust_by_name) + 1, count + 1)}
     return tuple(
-        Person(f"agent-{number}", name, round(100.0 * trust, 2), 0.0) for number, (name, trust) in enumerate(trust_by_name.items(), 1)
+        schema.Person(f"agent-{number}", name, round(100.0 * trust, 2), 0.0)
+        for number, (name, trust) in enumerate(trust_by_name.items(), 1)
     )
 
 
-def opportunities(scenario: Scenario) -> tuple[SocialOpportunity, ...]:
+def opportunities(scenario: Scenario) -> tuple[schema.SocialOpportunity, ...]:
     """Posts and news with a profitable direction, in order of ticks.
 
     The value is that of following a text with STAKE_USD: buying what it speaks for when it can be read, unlevered, and selling when its
     effect is over, fees paid, at the prices on the screen.
     """
-    model, found = scenario.model or MarketModel(), list[SocialOpportunity]()
+    model, found = scenario.model or MarketModel(), list[schema.SocialOpportunity]()
     lasts = max(1, round(model.event_minutes * 60 / scenario.tick_seconds))
     for event in scenario.events:
         value = _value(scenario, model, event.about, event.direction, event.tick, event.tick + event.ticks)
         kind = "rumour" if event.rumour else "news"
-        found.append(SocialOpportunity(event.tick, kind, value, f"{event.text} ({event.about})", event.about))
+        found.append(schema.SocialOpportunity(event.tick, kind, value, f"{event.text} ({event.about})", event.about))
     for post in (post for post in scenario.posts if post.informed):
         value = _value(scenario, model, post.about, post.direction, post.tick, post.tick + lasts)
-        found.append(SocialOpportunity(post.tick, "informed_post", value, f"{post.author}: {post.text}", post.about))
+        found.append(schema.SocialOpportunity(post.tick, "informed_post", value, f"{post.author}: {post.text}", post.about))
     return tuple(sorted((one for one in found if one.value > 0.0), key=lambda opportunity: opportunity.tick))
 
 
@@ -202,7 +181,7 @@ def _value(scenario: Scenario, model: MarketModel, about: str, direction: int, t
     return round(STAKE_USD * (ratio - 1.0 - model.fee * (1.0 + ratio)), USD_DECIMALS)
 
 
-def from_scenario(scenario: Scenario) -> SnapshotDocument:
+def from_scenario(scenario: Scenario) -> schema.SnapshotDocument:
     """Write a scenario as a snapshot; the same scenario gives the same bytes.
 
     A scenario without a config (a recorded one) becomes a snapshot that is replayed from its states.
@@ -210,20 +189,20 @@ def from_scenario(scenario: Scenario) -> SnapshotDocument:
     recording, config = MarketRecording(scenario), scenario.config
     record, times = oracle_play(scenario), [scenario.timestamp_ms(tick) for tick in range(scenario.ticks + 1)]
     # From the whole content of the market, so that two markets never share an id.
-    digest = hashlib.sha256(f"{VERSION}/{scenario.digest}".encode()).hexdigest()
-    return SnapshotDocument(
+    digest = hashlib.sha256(f"{schema.VERSION}/{scenario.digest}".encode()).hexdigest()
+    return schema.SnapshotDocument(
         id=f"snapshot-{digest[:16]}",
-        version=VERSION,
+        version=schema.VERSION,
         created_at=scenario.start_ms,
         duration=scenario.ticks * scenario.tick_seconds,
         tick_interval=scenario.tick_seconds,
         initial_state=recording.initial_state,
         ticks=tuple(recording.ticks()),
-        ground_truth=GroundTruth(
+        ground_truth=schema.GroundTruth(
             market_outcomes={question.id: question.answer for question in scenario.questions},
             price_history={
                 asset.ticker: tuple(
-                    PricePoint(tick, time, round(price, PRICE_DECIMALS))
+                    schema.PricePoint(tick, time, round(price, PRICE_DECIMALS))
                     for tick, (time, price) in enumerate(zip(times, asset.prices, strict=True))
                 )
                 for asset in scenario.assets
@@ -233,17 +212,19 @@ def from_scenario(scenario: Scenario) -> SnapshotDocument:
             optimum=optimum(record),
         ),
         seed=config.seed if config is not None else None,
-        config=camel_fields(config) if config is not None else None,
-        generator=Generator(FORMAT, scenario.digest, camel_fields(scenario.model or MarketModel())) if config is not None else None,
+        config=schema.camel_fields(config) if config is not None else None,
+        generator=schema.Generator(FORMAT, scenario.digest, schema.camel_fields(scenario.model or MarketModel()))
+        if config is not None
+        else None,
     )
 
 
-def save(snapshot: SnapshotDocument, path: Path) -> int:
+def save(snapshot: schema.SnapshotDocument, path: Path) -> int:
     """Write a snapshot file atomically; returns its size in bytes.
 
     The JSON is the same everywhere; its compressed form depends on the zlib that compresses.
     """
-    raw = encode(snapshot)
+    raw = schema.encode(snapshot)
     if path.name.endswith(".gz"):
         # Without a time stamp, so that the same market gives the same file.
         raw = gzip.compress(raw, COMPRESSION, mtime=0)
@@ -252,7 +233,7 @@ def save(snapshot: SnapshotDocument, path: Path) -> int:
     return len(raw)
 
 
-def load(path: Path) -> SnapshotDocument:
+def load(path: Path) -> schema.SnapshotDocument:
     """Read a snapshot, ours or the game's, and check it.
 
     Raises:
@@ -263,7 +244,7 @@ def load(path: Path) -> SnapshotDocument:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise MarketError(f"There is no snapshot {path}; `babylon-rl benchmark generate --out {path}` writes one.") from error
     try:
-        snapshot = decode(gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw)
+        snapshot = schema.decode(gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise MarketError(f"The snapshot {path} is damaged or cut off: {error}. Copy or generate it again.") from error
     except MarketError as error:
@@ -274,7 +255,7 @@ def load(path: Path) -> SnapshotDocument:
     return snapshot
 
 
-def to_scenario(snapshot: SnapshotDocument) -> Scenario:
+def to_scenario(snapshot: schema.SnapshotDocument) -> Scenario:
     """The market of a snapshot that `validate` finds no errors in.
 
     Raises:
@@ -283,11 +264,11 @@ def to_scenario(snapshot: SnapshotDocument) -> Scenario:
     generator = snapshot.generator
     if snapshot.config is None or generator is None:
         return _replayed(snapshot)
-    config = read_fields(snapshot.config, ScenarioConfig, "config")
+    config = schema.read_fields(snapshot.config, ScenarioConfig, "config")
     # Cheap checks before the market is generated again.
     if config.ticks != len(snapshot.ticks):
         raise MarketError(f"Snapshot {snapshot.id} has {len(snapshot.ticks)} ticks, its config asks for {config.ticks}. Generate it again.")
-    scenario = generate(config, read_fields(generator.model, MarketModel, "market model"))
+    scenario = generate(config, schema.read_fields(generator.model, MarketModel, "market model"))
     if generator.format != FORMAT or scenario.digest != generator.scenario:
         raise MarketError(
             f"Snapshot {snapshot.id} was written by another version of the generator (format {generator.format}, this is {FORMAT}; its "
@@ -304,14 +285,14 @@ def to_scenario(snapshot: SnapshotDocument) -> Scenario:
     return scenario
 
 
-def optimum_of(snapshot: SnapshotDocument) -> Optimum:
+def optimum_of(snapshot: schema.SnapshotDocument) -> schema.Optimum:
     """Optimum of a snapshot, from its ground truth or its recorded market. The game's own snapshots say none."""
     if snapshot.ground_truth.optimum is not None:
         return snapshot.ground_truth.optimum
     return optimum(oracle_play(to_scenario(snapshot)))
 
 
-def _replayed(snapshot: SnapshotDocument) -> Scenario:
+def _replayed(snapshot: schema.SnapshotDocument) -> Scenario:
     states = snapshot.states()
     first = states[0]
     ms = snapshot.tick_interval * 1000
@@ -337,14 +318,14 @@ def _replayed(snapshot: SnapshotDocument) -> Scenario:
     )
 
 
-def _rate(state: State, row: int) -> float:
+def _rate(state: schema.State, row: int) -> float:
     rate = state.perpetual_markets[row].funding_rate
     return rate if -1.0 < rate < 1.0 else 0.0
 
 
-def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Question]:
+def _questions(snapshot: schema.SnapshotDocument, states: tuple[schema.State, ...]) -> list[Question]:
     """Questions of all states, each from the first state that shows it. Before it and after its answer the last price stands."""
-    seen: dict[str, dict[int, PredictionMarket]] = {}
+    seen: dict[str, dict[int, schema.PredictionMarket]] = {}
     for tick, state in enumerate(states):
         for market in state.prediction_markets:
             seen.setdefault(market.id, {})[tick] = market
@@ -365,9 +346,9 @@ def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Qu
     return questions
 
 
-def _post(snapshot: SnapshotDocument, tick: int, event: SnapshotEvent) -> Post | None:
+def _post(snapshot: schema.SnapshotDocument, tick: int, event: schema.SnapshotEvent) -> Post | None:
     """A post from a game's event. Market and direction are read from its text where the event does not state them."""
-    if event.type != POST_CREATED:
+    if event.type != schema.POST_CREATED:
         return None
     texts = {name: value for name, value in event.data.items() if isinstance(value, str)}
     text, author = texts.get("content", ""), texts.get("authorName", texts.get("authorId", "unknown"))
@@ -385,12 +366,12 @@ def _post(snapshot: SnapshotDocument, tick: int, event: SnapshotEvent) -> Post |
 _REASONS = {"one-tick": "The best order for one tick", "free": "A swing that is larger than what entering and leaving cost"}
 
 
-def optimum(record: AgentRecord) -> Optimum:
+def optimum(record: AgentRecord) -> schema.Optimum:
     """The play's P&L in dollars, with its start balance."""
-    return Optimum(pnl=round(record.pnl_usd, USD_DECIMALS), start_balance=START_BALANCE, policy=f"oracle, {record.mandate}")
+    return schema.Optimum(pnl=round(record.pnl_usd, USD_DECIMALS), start_balance=START_BALANCE, policy=f"oracle, {record.mandate}")
 
 
-def optimal_actions(record: AgentRecord) -> tuple[OptimalAction, ...]:
+def optimal_actions(record: AgentRecord) -> tuple[schema.OptimalAction, ...]:
     """Trades of a play in the form of a snapshot, in order of ticks.
 
     An opening's value is the profit of its position after fees; 0 for one that is open at the end.
@@ -407,5 +388,5 @@ def optimal_actions(record: AgentRecord) -> tuple[OptimalAction, ...]:
         if fill.profit is None:
             value, reason = round(math.fsum(profits[fill.position]), USD_DECIMALS), _REASONS[record.mandate]
             usd = round(fill.usd, USD_DECIMALS)
-        actions.append(OptimalAction(fill.tick, fill.kind, fill.market, value, reason, fill.side, usd))
+        actions.append(schema.OptimalAction(fill.tick, fill.kind, fill.market, value, reason, fill.side, usd))
     return tuple(actions)
