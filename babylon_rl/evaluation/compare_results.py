@@ -179,9 +179,7 @@ def compare_results(results: Sequence[Result], left_out: Sequence[LeftOut] = (),
         raise UsageError(f"There is no sound result to compare. {reasons}".rstrip())
     if reference is not None and reference not in of_agent:
         raise UsageError(" ".join([f"There is no result of {reference!r}; there are results of {', '.join(of_agent)}.", *notes]))
-    names = list(of_agent)
-    # Every pair of agents, or every agent with the reference.
-    pair_names = list(combinations(names, 2)) if reference is None else [(name, reference) for name in names if name != reference]
+    pair_names = list(combinations(of_agent, 2)) if reference is None else [(name, reference) for name in of_agent if name != reference]
     rows = tuple(PlayerRow(name, next(iter(runs.values())).role, runs) for name, runs in of_agent.items())
     of_gate = all(str(result.seed).startswith(SEED_PREFIX) for result in results)
     analyses = len(ANALYSES) if of_gate else 1
@@ -225,14 +223,12 @@ def by_agent(results: Sequence[Result]) -> dict[str, dict[RunKey, Result]]:
     Raises:
         UsageError: two different results of one agent, market, seed and repeat.
     """
-    # First all names with the agents that they stand for; only then can the shortest one that is unmistakable be chosen.
     agents: dict[str, set[str]] = {}
     for result in results:
         for name in _names(result):
             agents.setdefault(name, set()).add(result.identity)
     runs_of: dict[str, dict[RunKey, Result]] = {}
     for result in results:
-        # The shortest name that stands for one agent only.
         name = next((name for name in _names(result) if len(agents[name]) == 1), _names(result)[-1])
         runs = runs_of.setdefault(name, {})
         key = (result.snapshot, str(result.seed), result.repeat)
@@ -281,7 +277,6 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
             actions[action] = actions.get(action, 0.0) + part * run.ticks_processed / decisions
     positions = sum(run_metrics.prediction_metrics.total_positions for run_metrics in metrics)
     profits = [profit for run in runs for profit in run.profits if profit]
-    trades = sum(run_metrics.perp_metrics.total_trades for run_metrics in metrics)
     return AgentRow(
         agent=row.player,
         role=row.role,
@@ -308,7 +303,7 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
         reaction_share=row.mean(lambda run: run.metrics.reaction_share),
         optimality=row.mean(lambda run: run.metrics.optimality_score),
         avg_response_time=row.mean(lambda run: run.metrics.timing.avg_response_time),
-        positions=positions + trades,
+        positions=positions + sum(run_metrics.perp_metrics.total_trades for run_metrics in metrics),
     )
 
 

@@ -304,7 +304,6 @@ class RunLabel:
 
 
 def result_id(key: str) -> str:
-    """Id of the result with a label's key."""
     return f"result-{key}"
 
 
@@ -365,7 +364,6 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
     orders = [msgspec.convert(order, Action) for order in result.trajectory.actions]
     choices = [choice_of(order) for order in orders]
     done = ["sell" if kind(order) in CLOSING else choice.action for order, choice in zip(orders, choices, strict=True)]
-    # Invalid answers are counted apart, not as holds.
     valid = [action for action, outcome in zip(done, outcomes, strict=True) if outcome != "invalid"]
     traded = [action.tick for action in result.actions if action.data["outcome"] == "filled" and action.type not in _NO_TRADE]
     opened = [tick for tick in traded if choices[tick].market is not None]
@@ -420,16 +418,12 @@ def _actions(run: Run, record: AgentRecord, durations: list[float]) -> Iterator[
             if position.question:
                 right = (position.side == "yes") == run.scenario.question(position.market).answer
             correctness = {"predictionCorrect" if position.question else "perpCorrect": right, "pnl": position.profit}
+        # An unusable answer is no order.
+        order = {} if isinstance(outcome, Invalid) else msgspec.to_builtins(action)
         yield ActionTaken(
-            tick=tick, timestamp=run.scenario.timestamp_ms(tick), type="invalid" if isinstance(outcome, Invalid) else kind(action),
-            data=_data(msgspec.to_builtins(action), outcome), duration=durations[tick], correctness=correctness,
+            tick=tick, timestamp=run.scenario.timestamp_ms(tick), type=order.pop("action", INVALID),
+            data=order | _outcome_values(outcome), duration=durations[tick], correctness=correctness,
         )  # fmt: skip
-
-
-def _data(order: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
-    if isinstance(outcome, Invalid):
-        return _outcome_values(outcome)
-    return {**{name: value for name, value in order.items() if name != "action"}, **_outcome_values(outcome)}
 
 
 def _outcome_values(outcome: Outcome) -> dict[str, Any]:

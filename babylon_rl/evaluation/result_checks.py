@@ -1,14 +1,11 @@
 """Validation of results: sums, counts, ranges and order, computed again from the parts.
 
-A result that fails enters no comparison.
+A result that fails enters no comparison. Numbers are finite: JSON has no others (``decode_result``).
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
-
-import msgspec
 
 from babylon_rl.evaluation.metrics import (
     INVALID,
@@ -30,24 +27,10 @@ RELATIVE = 1e-9
 
 def validate_result(result: Result) -> list[str]:
     """Faults of a result, a sentence each; empty for a sound one. A run that ended early is sound as far as it went."""
-    not_finite = list(_not_finite(msgspec.to_builtins(result), ""))
-    if not_finite:
-        return not_finite  # sums over such numbers say nothing more
     faults = [*_ticks(result), *_shape_of_time(result)]
     if not faults:
         faults = [*_money(result), *_positions(result), *_decisions(result), *_forecasts(result), *_ranges(result)]
     return faults
-
-
-def _not_finite(value: Any, where: str) -> Iterator[str]:
-    if isinstance(value, float) and not math.isfinite(value):
-        yield f"{where.lstrip('.')} is {value}, not a finite number."
-    elif isinstance(value, dict):
-        for name, part in value.items():
-            yield from _not_finite(part, f"{where}.{name}")
-    elif isinstance(value, list):
-        for number, part in enumerate(value):
-            yield from _not_finite(part, f"{where}[{number}]")
 
 
 def _ticks(result: Result) -> Iterator[str]:
@@ -68,7 +51,6 @@ def _ticks(result: Result) -> Iterator[str]:
 
 
 def _shape_of_time(result: Result) -> Iterator[str]:
-    # Times are in milliseconds, ticks in seconds.
     step = result.tick_interval * 1000
     if step <= 0 or result.end_time != result.start_time + result.ticks_processed * step:
         yield f"It ends at {result.end_time}, {result.ticks_processed} ticks of {result.tick_interval} s after {result.start_time} do not."
@@ -135,7 +117,6 @@ def _positions(result: Result) -> Iterator[str]:
 
 def _decisions(result: Result) -> Iterator[str]:
     metrics = result.metrics
-    # Shares are counted again from the decisions.
     expected = action_shares(
         f"{one.type}:{one.data['side']}" if one.type != INVALID and "side" in one.data else one.type for one in result.actions
     )

@@ -315,14 +315,13 @@ WINDOW_CHARACTERS = 50
 
 
 class RunFiles:
-    """The files of one run in ``directory``; ``stem`` is ``NAME-KEY``."""
+    """The files of one run in ``directory``."""
 
     def __init__(self, directory: Path, name: str, key: str) -> None:
-        self.stem = f"{slug(name)}-{key}"
-        self._directory = directory
+        self._directory, self._stem = directory, f"{slug(name)}-{key}"
 
     def path(self, suffix: str) -> Path:
-        return self._directory / f"{self.stem}{suffix}"
+        return self._directory / f"{self._stem}{suffix}"
 
     def finished(self) -> Result | None:
         """The result of a run that was finished before; None without one that can be read."""
@@ -375,11 +374,11 @@ def resumable_client(client: ChatClient, path: Path) -> ChatClient:
 
     For one run, which sends one request at a time. A last line that an interruption cut off is dropped.
     """
-    answers: dict[str, ChatAnswer] = {}
+    answers, lines = dict[str, ChatAnswer](), msgspec.json.Encoder().encode_lines
     if path.is_file():
         raw = path.read_bytes()
         answers = {line.key: line.answer for line in msgspec.json.Decoder(_KeyedAnswer).decode_lines(raw[: raw.rfind(b"\n") + 1])}
-        write_atomically(path, b"".join(_answer_line(key, answer) for key, answer in answers.items()))
+        write_atomically(path, lines([_KeyedAnswer(key, answer) for key, answer in answers.items()]))
 
     def complete_now(messages: Sequence[dict[str, Any]], **options: Any) -> ChatAnswer:
         # Equal requests have equal answers: temperature and seed are part of the key.
@@ -388,7 +387,7 @@ def resumable_client(client: ChatClient, path: Path) -> ChatClient:
         if key not in answers:
             answers[key] = client.complete_now(messages, **options)
             with path.open("ab") as file:
-                file.write(_answer_line(key, answers[key]))
+                file.write(lines([_KeyedAnswer(key, answers[key])]))
         return answers[key]
 
     # A copy shares the connections, and the given client keeps its own method.
@@ -398,12 +397,7 @@ def resumable_client(client: ChatClient, path: Path) -> ChatClient:
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "agent"
-
-
-def _answer_line(key: str, answer: ChatAnswer) -> bytes:
-    return msgspec.json.encode({"key": key, "answer": answer}) + b"\n"
 
 
 class _KeyedAnswer(msgspec.Struct):
@@ -456,25 +450,21 @@ def _recording_of(result: Result, agent: str, decisions: Iterable[dict[str, Any]
         if turn["call"] is not None:
             call = msgspec.convert(turn["call"], Call)
             record_call(recorder, trajectory, call, call.latency_ms)
-        _complete(recorder, trajectory, turn, result.trajectory.rewards[tick])
+        outcome, action = turn["outcome"], turn["action"]
+        kind, filled = action["action"], outcome["outcome"] == "filled"
+        recorder.complete_step(
+            trajectory,
+            {"hold": "HOLD", "post": "POST"}.get(kind, ACTION_TYPE),
+            {"method": kind, **{name: value for name, value in action.items() if name != "action"}},
+            success=filled,
+            reward=result.trajectory.rewards[tick],
+            result={name: value for name, value in outcome.items() if name != "outcome"} or {"held": True} if filled else None,
+            error=None if filled else outcome["reason"],
+        )
     clock[0] = _moment(result.end_time)
     last = result.trajectory.states[-1]
     recorder.end_trajectory(trajectory, balance=last.balance, pnl=result.metrics.total_pnl, evaluation=True)
     return recordings[0]
-
-
-def _complete(recorder: TrajectoryRecorder, trajectory: str, turn: dict[str, Any], reward: float) -> None:
-    outcome, action = turn["outcome"], turn["action"]
-    kind, filled = action["action"], outcome["outcome"] == "filled"
-    recorder.complete_step(
-        trajectory,
-        {"hold": "HOLD", "post": "POST"}.get(kind, ACTION_TYPE),
-        {"method": kind, **{name: value for name, value in action.items() if name != "action"}},
-        success=filled,
-        reward=reward,
-        result={name: value for name, value in outcome.items() if name != "outcome"} or {"held": True} if filled else None,
-        error=None if filled else outcome["reason"],
-    )
 
 
 def _moment(timestamp_ms: int) -> datetime:
