@@ -77,19 +77,7 @@ class MeanCurve:
 
     @property
     def places(self) -> list[float]:
-        """Time of every point, 0..1."""
         return [self.start + (1.0 - self.start) * (index / max(1, len(self.mean) - 1)) for index in range(len(self.mean))]
-
-
-@dataclass(frozen=True)
-class Quantiles:
-    """Quantiles of values at 5, 25, 50, 75 and 95 %."""
-
-    low: float
-    quarter: float
-    median: float
-    three_quarters: float
-    high: float
 
 
 def curve_of(runs: Sequence[Sequence[float | None]]) -> MeanCurve | None:
@@ -108,9 +96,10 @@ def curve_of(runs: Sequence[Sequence[float | None]]) -> MeanCurve | None:
     return MeanCurve(tuple(rows[:, first:].mean(axis=0).tolist()), tuple(low.tolist()), tuple(high.tolist()), float(places[first]))
 
 
-def quantiles_of(values: Sequence[float]) -> Quantiles:
-    """The quantiles of at least one value."""
-    return Quantiles(*(float(value) for value in np.quantile(np.asarray(values, dtype=np.float64), [0.05, 0.25, 0.5, 0.75, 0.95])))
+def quantiles_of(values: Sequence[float]) -> dict[str, float]:
+    """Quantiles of at least one value at 5, 25, 50, 75 and 95 %, by name."""
+    names = ("low", "quarter", "median", "three_quarters", "high")
+    return dict(zip(names, np.quantile(np.asarray(values, dtype=np.float64), [0.05, 0.25, 0.5, 0.75, 0.95]).tolist(), strict=True))
 
 
 def thinned(values: Sequence[float], most: int) -> list[float]:
@@ -130,7 +119,6 @@ class Scale:
         return pixels(self.at(value) + shift)
 
     def at(self, value: float) -> float:
-        """The coordinate of a value."""
         return self._start + (self._end - self._start) * (value - self._low) / self._width
 
     def first(self, value: float, other: float) -> str:
@@ -148,7 +136,6 @@ def pixels(value: float) -> str:
 
 
 def line_points(x: Scale, y: Scale, places: Sequence[float], values: Sequence[float]) -> str:
-    """The points of an SVG polyline."""
     return " ".join(f"{x(place)},{y(value)}" for place, value in zip(places, values, strict=True))
 
 

@@ -242,7 +242,7 @@ def test_agents_that_played_other_markets_are_a_warning(results: list[Result], t
 
 def test_means_and_differences_are_those_of_the_runs(results: list[Result]) -> None:
     standings = summarized(results).agents
-    assert [one.number for one in standings] == [0, 1, 2, 3] and standings[0].name == "oracle"
+    assert [one.colour for one in standings] == [0, 1, 2, 3] and standings[0].name == "oracle"
     pnls = {(r.agent_id, r.snapshot): r.metrics.total_pnl for r in results}
     differences = summarized(results).differences
     assert len(differences) == 6

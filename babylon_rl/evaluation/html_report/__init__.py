@@ -40,38 +40,26 @@ _RUN: dict[str, str | Callable[[Result], object]] = {
     "response_ms_max": "metrics.timing.max_response_time", "engine": "engine",
 }  # fmt: skip
 RUNS = [Column(name, attrgetter(place) if isinstance(place, str) else place) for name, place in _RUN.items()]
+# Of every decision of a run, in actions.csv.
+_DATA = ("side", "usd", "leverage", "share", "outcome", "reason", "quantity", "price", "fee", "profit")
+_PLACE = ("run", "agent", "benchmark", "repeat", "tick", "timestamp_ms", "action", "market")
+ACTIONS = [Column(name, name) for name in (*_PLACE, *_DATA, "balance", "equity", "brought", "response_ms", "text")]
 
 
-def _of(part: int, name: str, place: str) -> Column:
-    return Column(name, lambda row: attrgetter(place)(row[part]))
-
-
-def _told(name: str, *keys: str) -> Column:
-    """Value of a decision's data under the first of ``keys`` that it has."""
-
-    def cell(row: tuple[Result, ActionTaken]) -> object:
-        value: Any = next((row[1].data[key] for key in keys if key in row[1].data), None)
-        return value if value is None or isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
-
-    return Column(name, cell)
-
-
-def _state(name: str) -> Column:
-    def cell(row: tuple[Result, ActionTaken]) -> object:
-        states = row[0].trajectory.states
-        return getattr(states[row[1].tick], name) if row[1].tick < len(states) else None
-
-    return Column(name, cell)
-
-
-# Of (``Result``, ``ActionTaken``), every decision of a run, in actions.csv.
-ACTIONS = [
-    _of(0, "run", "id"), _of(0, "agent", "agent_id"), _of(0, "benchmark", "benchmark_id"), _of(0, "repeat", "repeat"),
-    _of(1, "tick", "tick"), _of(1, "timestamp_ms", "timestamp"), _of(1, "action", "type"), _told("market", "market", "ticker"),
-    *(_told(name, name) for name in ("side", "usd", "leverage", "share", "outcome", "reason", "quantity", "price", "fee", "profit")),
-    _state("balance"), _state("equity"), Column("brought", lambda row: row[0].brought(row[1].tick)),
-    _of(1, "response_ms", "duration"), _told("text", "text"),
-]  # fmt: skip
+def _action_row(result: Result, action: ActionTaken) -> dict[str, object]:
+    """A decision as actions.csv has it."""
+    states, tick = result.trajectory.states, action.tick
+    told = {
+        name: value if value is None or isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
+        for name, value in action.data.items()
+    }
+    return {
+        "run": result.id, "agent": result.agent_id, "benchmark": result.benchmark_id, "repeat": result.repeat,
+        "tick": tick, "timestamp_ms": action.timestamp, "action": action.type, "market": told.get("market", told.get("ticker")),
+        **{name: told.get(name) for name in (*_DATA, "text")},
+        "balance": states[tick].balance if tick < len(states) else None, "equity": states[tick].equity if tick < len(states) else None,
+        "brought": result.brought(tick), "response_ms": action.duration,
+    }  # fmt: skip
 
 
 def write_report(results: Sequence[Result], directory: Path, scenarios: Mapping[str, Scenario] | None = None) -> list[Path]:
@@ -98,7 +86,7 @@ def write_report(results: Sequence[Result], directory: Path, scenarios: Mapping[
     files: dict[str, Callable[[], Iterable[str]]] = {
         "index.html": lambda: [page(results, scenarios or {})],
         "runs.csv": lambda: _lines(RUNS, results),
-        "actions.csv": lambda: _lines(ACTIONS, ((result, action) for result in results for action in result.actions)),
+        "actions.csv": lambda: _lines(ACTIONS, (_action_row(result, action) for result in results for action in result.actions)),
     }
     directory.mkdir(parents=True, exist_ok=True)
     for name, parts in files.items():

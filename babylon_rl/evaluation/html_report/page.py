@@ -22,7 +22,7 @@ from babylon_rl.evaluation.stakes import NEWS_READER
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.reporting.numbers import dollars, duration, moment, plural
-from babylon_rl.reporting.pages import Quantiles, curve_of, quantiles_of, render
+from babylon_rl.reporting.pages import curve_of, quantiles_of, render
 
 MOST_COMPARED = 12  # agents of which every pair is shown: 66 pairs
 OWN_SCALE_FROM = 3.0  # times as high as every other curve
@@ -54,10 +54,10 @@ KIND_NAMES = {
 class AgentSummary:
     """An agent's complete runs and their statistics.
 
-    ``number`` is its place by mean P&L from 0, which also chooses its colour; ``row`` holds its means, over markets.
+    ``colour`` is one of the page's ten, by its place; ``row`` holds its means, over markets.
     """
 
-    number: int
+    colour: int
     row: AgentRow
     runs: tuple[Result, ...]
 
@@ -66,21 +66,15 @@ class AgentSummary:
         return self.row.agent
 
     @property
-    def colour(self) -> int:
-        """One of the page's ten colours."""
-        return self.number % 10
-
-    @property
     def pnls(self) -> list[float]:
         return [run.pnl_usd for run in self.runs]
 
     @property
-    def quantiles(self) -> Quantiles:
+    def quantiles(self) -> dict[str, float]:
         return quantiles_of(self.pnls)
 
     @property
     def share_above_zero(self) -> float:
-        """Share of its runs with a gain."""
         return sum(pnl > 0 for pnl in self.pnls) / len(self.pnls)
 
     @property
@@ -107,7 +101,6 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """True when the corrected p-value is at most LEVEL."""
         return self.p is not None and self.p <= LEVEL
 
     @property
@@ -133,11 +126,15 @@ class ReportSummary:
     differences: dict[tuple[str, str], Difference]
     analyses: int = 1
 
+    def between(self, ours: str, theirs: str | None) -> Difference | None:
+        """The difference of two agents, either of them first; None without a shared market."""
+        back = self.differences.get((theirs or "", ours))
+        return self.differences.get((ours, theirs or "")) if back is None else back.negated
+
 
 def page(results: Sequence[Result], scenarios: Mapping[str, Scenario]) -> str:
-    """The report of some runs as an HTML document."""
     summary = summarized(results)
-    agents, differences = summary.agents, summary.differences
+    agents, differences, compared = summary.agents, summary.differences, summary.agents[:MOST_COMPARED]
     names = {run.id: agent.name for agent in agents for run in agent.runs}
     shown = chosen(results, names)
     # Markets of one length share a time axis with its end in words; of several lengths only "end" can be said.
@@ -162,7 +159,7 @@ def page(results: Sequence[Result], scenarios: Mapping[str, Scenario]) -> str:
         sharpe=_curve_panels(agents, lambda run: sharpe_path(run.equity, FEWEST_TO_DRAW)),
         drawdown=_curve_panels(agents, lambda run: drawdowns(run.equity)),
         neighbours=[differences[a.name, b.name] for a, b in pairwise(agents) if (a.name, b.name) in differences],
-        matrix=_matrix(agents[:MOST_COMPARED], differences) if differences else [],
+        matrix=[(ours, [summary.between(ours.name, theirs.name) for theirs in compared]) for ours in compared] if differences else [],
         kinds=[name for name in (*KIND_NAMES.values(), "other") if name in used],
         runs=[run_view(run, names.get(run.id, run.agent_id), scenarios.get(run.snapshot)) for run in shown],
         runs_left_out=len(results) - len(shown),
@@ -184,13 +181,12 @@ def summarized(results: Sequence[Result]) -> ReportSummary:
     # The name breaks ties, so that colours are stable.
     ranked = sorted(comparison.agents, key=lambda row: (-row.pnl.mean, row.agent))
     runs = by_agent(comparison.runs)
-    agents = tuple(AgentSummary(number, row, tuple(runs[row.agent].values())) for number, row in enumerate(ranked))
-    places = {agent.name: agent.number for agent in agents}
+    agents = tuple(AgentSummary(place % 10, row, tuple(runs[row.agent].values())) for place, row in enumerate(ranked))
+    places = {row.agent: place for place, row in enumerate(ranked)}
     differences = {}
     for pair in comparison.pairs:
         if max(places[pair.a], places[pair.b]) < MOST_COMPARED:
             difference = _difference(pair, runs)
-            # the better-placed agent stands first
             difference = difference.negated if places[pair.a] > places[pair.b] else difference
             differences[difference.ours, difference.theirs] = difference
     return ReportSummary(agents, differences, comparison.analyses)
@@ -211,29 +207,17 @@ def _curve_panels(agents: Sequence[AgentSummary], path_of: Callable[[Result], Se
     if not curves:
         return []
     ranges = {agent.name: (min(0.0, *curve.low), max(0.0, *curve.high)) for agent, curve in curves}
-    # A curve that is OWN_SCALE_FROM times as high as any other, usually the oracle's, gets a scale of its own.
     heights = sorted(((high - low, name) for name, (low, high) in ranges.items()), reverse=True)
     own = heights[0][1] if len(heights) > 1 and heights[0][0] > OWN_SCALE_FROM * heights[1][0] > 0.0 else None
-    common = [limits for name, limits in ranges.items() if name != own]
-    low, high = min(limits[0] for limits in common), max(limits[1] for limits in common)
-    panels = []
-    for agent, curve in curves:
-        own_scale = agent.name == own
-        bottom, top = ranges[agent.name] if own_scale else (low, high)
-        panels.append({"agent": agent, "curve": curve, "low": bottom, "high": top, "own_scale": own_scale})
-    return panels
-
-
-def _matrix(
-    agents: Sequence[AgentSummary], differences: Mapping[tuple[str, str], Difference]
-) -> list[tuple[AgentSummary, list[Difference | None]]]:
-    """Differences of every agent to every other; None without a shared market."""
-    both_ways = {**differences, **{(b, a): difference.negated for (a, b), difference in differences.items()}}
-    return [(ours, [both_ways.get((ours.name, theirs.name)) for theirs in agents]) for ours in agents]
+    lows, highs = zip(*(limits for name, limits in ranges.items() if name != own), strict=True)
+    scales = {name: limits if name == own else (min(lows), max(highs)) for name, limits in ranges.items()}
+    return [
+        {"agent": agent, "curve": curve, "low": scales[agent.name][0], "high": scales[agent.name][1], "own_scale": agent.name == own}
+        for agent, curve in curves
+    ]
 
 
 def _range(values: Sequence[float | None]) -> tuple[float, float]:
-    """Ends of an axis that holds all values and zero."""
     numbers = [value for value in values if value is not None]
     low, high = min([0.0, *numbers]), max([0.0, *numbers])
     return low, high if high > low else low + 1.0
@@ -254,7 +238,7 @@ def _lead(results: Sequence[Result], summary: ReportSummary) -> str:
     if len(agents) == 1:
         return f"{winner}."
     second = agents[1]
-    difference = summary.differences.get((best.name, second.name))
+    difference = summary.between(best.name, second.name)
     if difference is None:
         return f"{winner}; it shares no market with {second.name}, the next."
     ahead = f"{dollars(difference.interval.mean)} ahead of {second.name}"
@@ -274,13 +258,12 @@ def _standing(summary: ReportSummary) -> str | None:
     ]
     markets, rivals = 0, []
     for words, name in wanted:
-        found = summary.differences.get((ours, name or "")) or summary.differences.get((name or "", ours))
+        found = summary.between(ours, name)
         if found is None:
             rivals.append(Rival(words, name))
             continue
         if found.interval.low is None:  # one market
             return None
-        found = found if found.ours == ours else found.negated
         markets = max(markets, len(found.values))
         rivals.append(Rival(words, name, found.interval.mean, found.interval.low, found.interval.high))
     return standing_words(ours, markets, rivals, summary.analyses)

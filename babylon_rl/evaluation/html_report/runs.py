@@ -30,7 +30,6 @@ def chosen(results: Sequence[Result], names: Mapping[str, str], most: int = MOST
         if result.complete:
             by_agent.setdefault(names.get(result.id, result.agent_id), []).append(result)
     picked: dict[str, Result] = {}
-    # best, worst, median: all agents have their best run before any has its second
     for place in (1.0, 0.0, 0.5):
         for runs in by_agent.values():
             ordered = sorted(runs, key=lambda run: (run.metrics.total_pnl, run.id))
@@ -69,7 +68,6 @@ def rows_of(run: Result, scenario: Scenario | None) -> list[ActionTaken]:
 
     def weight(action: ActionTaken) -> tuple[bool, float, bool]:
         published = scenario is not None and bool(scenario.events_at(action.tick))
-        # Decisions before holds, then by money; where that is equal, one that had something to read.
         return action.type != "hold", abs(run.brought(action.tick) or 0.0), published
 
     heaviest = sorted(run.actions, key=weight, reverse=True)[:MOST_ROWS]
@@ -95,7 +93,7 @@ def _decision_row(run: Result, action: ActionTaken, scenario: Scenario | None) -
 def _decision(action: ActionTaken) -> tuple[str, str, str]:
     """A decision in words: a bold verb, the order, and an agent's text."""
     data = action.data
-    market, side = _name(data, "market") or _name(data, "ticker"), _text(data, "side")
+    market, side = shortened(_text(data, "market") or _text(data, "ticker"), 60), _text(data, "side")
     usd = dollars(_amount(data, "usd"), sign=False)
     match action.type:
         case "open_perp":
@@ -132,10 +130,6 @@ def _published(scenario: Scenario, tick: int) -> list[tuple[str, str]]:
     texts = [("answered", f"{q.id}: {'YES' if q.answer else 'NO'}") for q in scenario.questions if q.resolve_tick == tick]
     texts += [("rumour" if event.rumour else f"news, {percent(event.clarity)} clear", event.text) for event in scenario.events_at(tick)]
     return texts + [(f"{post.author}, trust {percent(post.trust)}", post.text) for post in scenario.posts_at(tick)]
-
-
-def _name(data: Mapping[str, Any], field: str) -> str:
-    return shortened(_text(data, field), 60)
 
 
 def _text(data: Mapping[str, Any], field: str) -> str:
