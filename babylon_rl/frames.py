@@ -20,7 +20,7 @@ from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store import benchmarks, live_usage
 from babylon_rl.store import scores as scores_store
 from babylon_rl.store.batches import Batch, read_batches
-from babylon_rl.store.columns import camel
+from babylon_rl.store.columns import camel, document_of
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import process_database
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
@@ -255,20 +255,8 @@ def _whole(kind: Kind, first: str | None, end: str | None, settings: Settings | 
 def _frame(rows: Sequence[Mapping[str, Any]], columns: Iterable[FrameColumn]) -> "DataFrame":
     import pandas
 
-    return pandas.DataFrame({column.name: _series([row[column.name] for row in rows], column.dtype) for column in columns})
-
-
-def _series(values: list[Any], dtype: str) -> Any:
-    import pandas
-
-    if dtype == _TIME:
-        # The database's times are naive UTC; a frame names the zone.
-        return pandas.to_datetime(pandas.Series(values, dtype="datetime64[us]")).dt.tz_localize("UTC")
-    return pandas.Series(values, dtype=dtype)
-
-
-def _by_column(row: Any) -> dict[str, Any]:
-    return {camel(field.name): getattr(row, field.name) for field in fields(row)}
+    # The database's times are naive UTC; a frame names the zone, by its dtype.
+    return pandas.DataFrame({column.name: pandas.Series([row[column.name] for row in rows], dtype=column.dtype) for column in columns})
 
 
 def _hour(window: str) -> dict[str, Any]:
@@ -310,14 +298,13 @@ def _outcome_rows(source: _Source) -> Iterator[dict[str, Any]]:
 
 
 def _batches(source: _Source) -> list[Batch]:
-    """Batches of the range, newest first."""
     found = read_batches(source.connection, limit=None)
     return [b for b in found if not source.ranged or any(source.first <= window < source.end for window in b.windows)]
 
 
 def _batch_rows(source: _Source) -> Iterator[dict[str, Any]]:
     for batch in _batches(source):
-        yield _by_column(batch) | {"windows": list(batch.windows)}
+        yield {camel(field.name): getattr(batch, field.name) for field in fields(batch)} | {"windows": list(batch.windows)}
 
 
 def _step_rows(source: _Source) -> Iterator[dict[str, Any]]:
@@ -327,9 +314,7 @@ def _step_rows(source: _Source) -> Iterator[dict[str, Any]]:
 
 def _result_rows(source: _Source) -> Iterator[dict[str, Any]]:
     for played in benchmarks.played_results(source.connection, *source.moments):
-        result = played.result
-        lists = {"actions": dict(result.actions), "equityUsd": list(result.equity_usd)}
-        yield _by_column(result) | lists | {"model": played.model, "identity": played.identity, "playedAt": played.played_at}
+        yield document_of(played.result) | {"model": played.model, "identity": played.identity, "playedAt": played.played_at}
 
 
 def _call_rows(source: _Source) -> Iterator[dict[str, Any]]:

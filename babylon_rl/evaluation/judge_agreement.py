@@ -76,7 +76,6 @@ def skills(markets: int = SKILL_MARKETS, on_market: Callable[[], None] = lambda:
 
 
 def calibration_windows(hours: int) -> list[str]:
-    """The hours that are played."""
     return [window_of(window_start(FIRST) + HOUR * index) for index in range(hours)]
 
 
@@ -117,7 +116,6 @@ def measure(
     """
     skills_of_players = skills(skill_markets, _counted(on_progress, "markets of known skill", skill_markets))
     windows = calibration_windows(hours)
-    # An interrupted calibration goes on after its newest hour.
     newest = newest_simulated_hour(connection)
     missing = [window for window in windows if newest is None or window > newest]
     if missing:

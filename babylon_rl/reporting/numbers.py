@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 DASH = "–"
@@ -79,10 +80,9 @@ def _signed(value: float, text: str) -> str:
 
 def moment(seconds: float) -> str:
     """Time since a market's start: ``0:05:00``, with days where there are any."""
-    whole = int(seconds)
-    days, rest = divmod(whole, 86_400)
-    clock = f"{rest // 3600}:{rest % 3600 // 60:02}:{rest % 60:02}"
-    return f"day {days + 1}, {clock}" if days else clock
+    days, rest = divmod(int(seconds), 86_400)
+    clock = timedelta(seconds=rest)
+    return f"day {days + 1}, {clock}" if days else str(clock)
 
 
 def duration(seconds: float) -> str:

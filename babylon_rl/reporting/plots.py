@@ -246,7 +246,6 @@ def draw_interval_columns(axes: Any, marks: Sequence[IntervalMark], *, title: st
         axes.plot([place], [mark.mean], marker=mark.marker, markersize=9, color=mark.colour, markeredgecolor="white")
     axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     axes.set_xlim(-0.6, len(marks) - 0.4)
-    # many names are turned so that they do not overlap
     crowded = len(marks) > 8
     labels = [mark.label for mark in marks]
     axes.set_xticks(range(len(marks)), labels, rotation=90 if crowded else 0, fontsize=6 if crowded else 8, parse_math=False)
@@ -280,7 +279,6 @@ def draw_curves(axes: Any, curves: Iterable[tuple[str, Sequence[float | None], s
         values = [math.nan if value is None else value for value in path]
         times = [index * step for index in range(len(values))]
         axes.plot(times, values, color=colour, linewidth=1.1 if dashed else 2.0, linestyle="--" if dashed else "-")
-        # a player without trades has no Sharpe ratio, so no end to name
         if not math.isnan(values[-1]):
             ends.append((values[-1], name, colour, times[-1]))
     low, high = axes.get_ylim()

@@ -118,7 +118,6 @@ class SampleRatio:
 
     @property
     def mismatch(self) -> bool:
-        """True when the assignment is broken."""
         return self.p < MISMATCH_BELOW
 
     def __str__(self) -> str:
