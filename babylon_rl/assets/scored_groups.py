@@ -120,16 +120,17 @@ def _parts(group: GroupScores) -> list[dict[str, Any]]:
 
 def _costs(group: GroupScores, scores: ScoringResult) -> dict[str, Any]:
     """Tokens and cost of a language model judge; empty for the heuristic. Some numbers are of the whole judgement, others of this run."""
-    judgement, calls = group.judgement, scores.asked.get(group.window)
+    judgement = group.judgement
     if judgement is None:
         return {}
+    asked, cached = scores.asked.get(group.window, (0, judgement.requests))
     masked = judgement.masked is not None  # flagged sentences, whose gain was measured then
     return {
         "orders": judgement.orders,
         "kendall_tau": judgement.tau,
         "requests": judgement.requests,
-        "asked_now": 0 if calls is None else calls.asked,
-        "cache_hits": judgement.requests if calls is None else calls.cached,
+        "asked_now": asked,
+        "cache_hits": cached,
         "prompt_tokens": judgement.prompt_tokens,
         "completion_tokens": judgement.completion_tokens,
         "usd": "unknown: the judge's price is in no table" if judgement.usd is None else judgement.usd,

@@ -126,11 +126,7 @@ def _shown(value: Any) -> str:
 
 
 def _entries(text: str) -> list[Any]:
-    """Find the one list of scores in an answer.
-
-    Raises:
-        AnswerFault: there is none, or several that differ.
-    """
+    """Find the one list of scores in an answer. Raises AnswerFault: there is none, or several that differ."""
     if len(text) > MOST_ANSWER:
         raise AnswerFault([f"The answer has {len(text)} characters."])
     if not text.strip():

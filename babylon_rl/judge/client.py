@@ -29,7 +29,6 @@ OPENPIPE_URL = "https://api.openpipe.ai/api/v1"
 Structure = Literal["schema", "json", "free"]
 _NEXT: dict[Structure, Structure] = {"schema": "json", "json": "free"}
 _JSON = ("{", "[", "```")
-LATER = "Score again later: what is answered already is kept."
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,6 @@ class JudgeEndpoint:
     ``key_variable`` names the setting of the credential, ``address_variable`` the provider client's own variable of the address, if any.
     """
 
-    model: str
     wire_name: str
     base_url: str | None
     key: SecretStr | None = field(repr=False)
@@ -54,7 +52,6 @@ class JudgeEndpoint:
 
     @property
     def secret(self) -> str | None:
-        """The credential in the clear, None without one."""
         return (None if self.key is None else self.key.get_secret_value().strip()) or None
 
 
@@ -67,7 +64,7 @@ def endpoint_of(settings: Settings, model: str) -> JudgeEndpoint:
     # a server knows OpenAI's models without litellm's prefix, and OpenPipe's with one of its own
     wire_name = {"openai": name, "openpipe": f"openpipe:{name}"}.get(provider, model)
     url, named_by = _given_address(settings, model)
-    return JudgeEndpoint(model, wire_name, url or _own_address(provider, model), key, variable, named_by)
+    return JudgeEndpoint(wire_name, url or _own_address(provider, model), key, variable, named_by)
 
 
 def server_of(settings: JudgeSettings, model: str) -> str:
@@ -180,13 +177,20 @@ class JudgeClient:
         self._clock = clock
         self._breaker = breaker or CircuitBreaker(clock)
         self._endpoint = endpoint_of(settings, self.model)
-        self._transport = transport or _transport(self._endpoint, settings)
+        self._transport = transport or self._opened()
         # a schema, unless litellm's table says the model takes none; a model that refuses it is asked without
         entry = table_entry(self.model)
         self._form = AnswerFormat("schema" if entry is None or entry.get("supports_response_schema") else "json")
         if is_priced(self.model):
             # the import blocks the loop for more than a second
             litellm_quietly()  # now rather than at the first answer, when it would keep the others waiting
+
+    def _opened(self) -> Transport:
+        """The transport to the endpoint: OpenAI's protocol where an address is known, else litellm."""
+        endpoint = self._endpoint
+        if endpoint.base_url is not None:
+            return OpenAITransport(endpoint.base_url, endpoint.wire_name, endpoint.secret)
+        return LitellmTransport(self.model, None, endpoint.secret, self._timeout_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -243,7 +247,6 @@ class JudgeClient:
                 return self._reply(completion, self._clock() - started, number)
 
     def _reply(self, completion: ChatCompletion, latency_s: float, attempts: int) -> JudgeReply:
-        """An answer with its price, latency and number of attempts."""
         tokens = completion.prompt_tokens, completion.completion_tokens
         cached = completion.cached_tokens or 0
         usd = None if tokens[0] is None or tokens[1] is None else price(self.model, tokens[0], tokens[1], cached)
@@ -271,7 +274,9 @@ class JudgeClient:
         error: JudgeUnavailable | JudgeRefused
         if failed.is_worth_a_retry:
             wait = "" if failed.retry_after_s is None else f" It asks to wait {failed.retry_after_s:.0f} s."
-            error = JudgeUnavailable(f"{judge} does not answer ({failed.attempts} tries): {failed}.{wait} {LATER}")
+            error = JudgeUnavailable(
+                f"{judge} does not answer ({failed.attempts} tries): {failed}.{wait} Score again later: what is answered already is kept."
+            )
         else:
             error = JudgeRefused(f"{judge} refused a request ({failed}). {self._advice(failed)}", for_all=failed.fails_all_requests)
         if failed.fails_all_requests:
@@ -281,7 +286,6 @@ class JudgeClient:
         return error
 
     def _advice(self, failed: CallFailed) -> str:
-        """Advice on a failure that no retry cures."""
         if failed.is_too_long:
             return "It does not fit into the model's context: lower JUDGE_REQUEST_TOKENS."
         if failed.is_bad_key:
@@ -294,10 +298,3 @@ class JudgeClient:
 
     def _not_asked(self, open_: CircuitOpen) -> JudgeUnavailable:
         return JudgeUnavailable(f"Not asked, as {open_.failures} requests failed in a row. The last: {open_.reason}")
-
-
-def _transport(endpoint: JudgeEndpoint, settings: JudgeSettings) -> Transport:
-    """The transport for an endpoint: OpenAI's protocol where an address is known, else litellm."""
-    if endpoint.base_url is not None:
-        return OpenAITransport(endpoint.base_url, endpoint.wire_name, endpoint.secret)
-    return LitellmTransport(endpoint.model, endpoint.base_url, endpoint.secret, settings.judge_timeout_seconds)

@@ -126,7 +126,6 @@ def _beyond_noise(changes: Mapping[str, float], error: float, freedom: int) -> t
 
 
 def _centred(order: Mapping[str, float]) -> dict[str, float]:
-    """Scores in relation to their group's mean."""
     mean = fmean(order.values())
     return {agent: score - mean for agent, score in order.items()}
 
@@ -326,32 +325,23 @@ def part_scores(marks: Marks) -> tuple[PartScore, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class AnswerCounts:
-    """Answers of one hour: new ones of this call, and those from the cache."""
-
-    asked: int
-    cached: int
-
-
 class ScoringResult(dict[str, GroupScores]):
     """Scored groups by window, in order; a mapping.
 
     ``pending`` (window -> reason) wait for another run, ``quarantined`` are set aside until another try is requested; neither is in the
     mapping. The scores of hours in ``by_other_rules`` stand although a rule has changed. ``asked`` has the hours that a language model
-    judged in this call. ``notes`` are sentences on the whole.
+    judged in this call, with their numbers of new answers and of answers from the cache. ``notes`` are sentences on the whole.
     """
 
     def __init__(self, groups: Iterable[tuple[str, GroupScores]] = ()) -> None:
         super().__init__(groups)
         self.pending: dict[str, str] = {}
         self.quarantined: dict[str, str] = {}
-        self.asked: dict[str, AnswerCounts] = {}
+        self.asked: dict[str, tuple[int, int]] = {}
         self.by_other_rules: list[str] = []
         self.notes: list[str] = []
 
     def in_order(self) -> "ScoringResult":
-        """The same result with all windows in order."""
         ordered = ScoringResult(sorted(self.items()))
         ordered.pending, ordered.quarantined = dict(sorted(self.pending.items())), dict(sorted(self.quarantined.items()))
         ordered.asked, ordered.notes = dict(sorted(self.asked.items())), self.notes

@@ -7,8 +7,9 @@ all the orders that disagreement can cause, with as many further tries as this j
 import math
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain, product
+from typing import Any
 
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, plan_hours
 from babylon_rl.judge.prompt.forms import looked_at, masked_form, without_words
@@ -61,11 +62,8 @@ def estimate_hours(
 def total_of(hours: Iterable[HourCost]) -> HourCost:
     """Sum over some hours; dollars are unknown if those of one hour are."""
     each = list(hours)
-    return HourCost(
-        "", sum(h.agents for h in each), sum(h.requests for h in each), sum(h.cached for h in each),
-        sum(h.prompt_tokens for h in each), sum(h.completion_tokens for h in each), known_sum(h.usd for h in each),
-        sum(h.requests_most for h in each), known_sum(h.usd_most for h in each),
-    )  # fmt: skip
+    sums: dict[str, Any] = {field.name: known_sum(getattr(hour, field.name) for hour in each) for field in fields(HourCost)[1:]}
+    return HourCost("", **sums)
 
 
 def _cost(connection: Connection, hour: PlannedHour, settings: JudgeSettings, secret: bytes, tries: float, looked: bool) -> HourCost:

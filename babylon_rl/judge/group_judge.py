@@ -8,7 +8,7 @@ starts again, and pays only for what had not been answered. Each hour is written
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,7 +21,7 @@ from babylon_rl.errors import BabylonError, JudgeRefused, JudgeUnavailable
 from babylon_rl.interrupts import run_coroutine
 from babylon_rl.judge.answers import LASTING, LASTING_TRIES, AnswerFault, FailureStreak
 from babylon_rl.judge.client import JudgeClient, JudgeReply
-from babylon_rl.judge.consensus import AnswerCounts, Gain, ScoringResult, agreement, gain, gain_of_words
+from babylon_rl.judge.consensus import Gain, ScoringResult, agreement, gain, gain_of_words
 from babylon_rl.judge.group_outcomes import (
     GroupOutcome,
     Order,
@@ -34,7 +34,7 @@ from babylon_rl.judge.group_outcomes import (
     read_verdicts,
     scores_by_order,
 )
-from babylon_rl.judge.judge_store import HEARTBEAT_S, Budget, JudgeStore, Leases, OverBudget, run_with_heartbeat
+from babylon_rl.judge.judge_store import HEARTBEAT_S, Budget, JudgeStore, OverBudget, first_error, leasing, run_with_heartbeat
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, plan_hours, request_version, rules_version
 from babylon_rl.judge.prompt.forms import looked_at, masked_form, without_words
 from babylon_rl.judge.prompt.render import unreadable
@@ -52,7 +52,6 @@ from babylon_rl.store.windows import lock_windows, reading_chunks, stored_hours
 from babylon_rl.types import GroupScores
 from babylon_rl.windows import clock_from
 
-FIRST_TRY = 0  # at a request; each further try is a new request
 CUT_PROMPT = f"{LASTING}the judge's server read "
 LEAST_CONTEXT = 512  # tokens; a smaller count is not one of a prompt
 LEAST_SHARE, SAME_SIZE = 0.5, 1.2  # of our own count of tokens
@@ -108,9 +107,8 @@ class GroupJudge:
         tally = _AnswerTally()
         try:
             orders = await self._judgement(group, tally)
-            form = masked_form(group)
             gained = None
-            if form is not None:
+            if (form := masked_form(group)) is not None:
                 without = await self._judgement(form.group, tally)
                 gained = gain(scores_by_order(orders), scores_by_order(without), form.suspects)
                 # two more orders are paid only where an agent seems to gain
@@ -160,7 +158,7 @@ class GroupJudge:
         faults: Sequence[str] = ()
         for attempt in range(self._settings.judge_tries):
             # a further try is another request, which may be in the cache, too
-            if attempt != FIRST_TRY:
+            if attempt:
                 request = retry_request(first, attempt, self._secret)
                 answer = (await self._store.find([request.key])).get(request.key)
             if answer is None:
@@ -170,7 +168,7 @@ class GroupJudge:
                     # a refusal of this request alone costs its group the scores; one of all requests ends the run
                     if refused.for_all:
                         raise
-                    self._failures.record(request.window, [str(refused)], self._settings.judge_tries)
+                    self._failures.record(request.group.window, [str(refused)], self._settings.judge_tries)
                     self._failures.check()
                     raise UnusableAnswers(str(refused), [*transcript, _exchange(request, attempt, "", [str(refused)])]) from None
                 tally.asked += 1
@@ -181,19 +179,20 @@ class GroupJudge:
             transcript.append(_exchange(request, attempt, answer.answer, faults))
             tally.lasting += any(fault.startswith(LASTING) for fault in faults)
             if tally.lasting >= LASTING_TRIES or faults[0].startswith(CUT_PROMPT):
-                self._failures.record(request.window, faults[:1], self._settings.judge_tries)
+                self._failures.record(request.group.window, faults[:1], self._settings.judge_tries)
                 break
         raise UnusableAnswers(
             f"{len(transcript)} answers of {self.model} could not be used, the last because: {' '.join(faults)}", transcript
         )
 
     async def _ask(self, request: JudgeRequest, attempt: int) -> StoredAnswer:
-        async with self.budget.reserved(() if attempt == FIRST_TRY else [request]), self._slots:
+        # the first tries of a group are reserved together
+        async with self.budget.reserved([request] if attempt else ()), self._slots:
             self._failures.check()
             self._store.check()
             reply = await self._client.ask(request.messages, request.schema)
             answer = self._answer(request, attempt, reply)
-            self._failures.record(request.window, answer.faults)
+            self._failures.record(request.group.window, answer.faults)
             await self._store.add(answer)
         return answer
 
@@ -201,15 +200,14 @@ class GroupJudge:
         """The answer as it is stored: checked, priced and dated."""
         # A server that counts no tokens is paid all the same.
         usd = request.expected_usd if reply.usd is None else reply.usd
-        self.budget.pay(usd)
-        text = storable(reply.text)
+        self.budget.paid += usd or 0.0
+        group, text = request.group, storable(reply.text)
         fault = reply.fault or self._cut_prompt(request, reply.read_tokens)
         faults, scores = ([fault], None) if fault else _checked(text, request)
         return StoredAnswer(
-            key=request.key, window=request.window, judge=self.model, rubric_version=rubric_version(self._settings), order=request.order,
-            part=request.part, attempt=attempt, shown_version=request.group.input_version, ids=list(request.ids.items()), answer=text,
-            faults=faults, scores=scores,
-            prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens, usd=usd,
+            key=request.key, window=group.window, judge=self.model, rubric_version=rubric_version(self._settings), order=request.order,
+            part=request.part, attempt=attempt, shown_version=group.input_version, ids=list(request.ids.items()), answer=text,
+            faults=faults, scores=scores, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens, usd=usd,
             latency_seconds=reply.latency_s, tries=reply.attempts, asked_at=self._store.clock(),
         )  # fmt: skip
 
@@ -271,12 +269,9 @@ def _short(text: str) -> str:
 
 
 async def run_pool(
-    groups: AsyncIterable[RenderedGroup],
-    judge: Callable[[RenderedGroup], Awaitable[GroupOutcome]],
-    done: Callable[[GroupOutcome], Awaitable[None]],
-    concurrency: int,
+    groups: AsyncIterable[RenderedGroup], work: Callable[[RenderedGroup], Coroutine[Any, Any, None]], concurrency: int
 ) -> None:
-    """Judge groups as they arrive and pass each outcome to ``done``.
+    """Judge groups as they arrive: ``work`` judges one, and takes its outcome.
 
     Everything is cancelled when the run is. The caller limits the requests. This pool limits the groups under way to twice that number, a
     large group counted once for each of its parts, so that neither reading further groups nor writing finished ones leaves the judge idle,
@@ -286,28 +281,18 @@ async def run_pool(
         JudgeRefused: the judge answers no request; the other groups are cancelled.
     """
     under_way: dict[asyncio.Task[None], int] = {}
-
-    async def one(group: RenderedGroup) -> None:
-        await done(await judge(group))
-
     coming = aiter(groups)
     try:
         async with asyncio.TaskGroup() as tasks:
             # wait for room before reading the next group, so that no group waits in memory
             while (group := await anext(coming, None)) is not None:
-                task = tasks.create_task(one(group), name=group.window)
+                task = tasks.create_task(work(group), name=group.window)
                 under_way[task] = -(-len(group.episodes) // group.max_episodes)
                 task.add_done_callback(under_way.pop)
                 while sum(under_way.values()) >= 2 * concurrency:
                     await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
     except BaseExceptionGroup as several:
-        raise _first(several) from None
-
-
-def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended the others; an interruption comes before any error."""
-    leaves = [_first(error) if isinstance(error, BaseExceptionGroup) else error for error in several.exceptions]
-    return next((error for error in leaves if not isinstance(error, Exception)), leaves[0])
+        raise first_error(several) from None
 
 
 CHANGED_MEANWHILE = "it changed while it was judged; the next run judges it as it is now"
@@ -334,30 +319,22 @@ def score_with_model(
     on_beat: Callable[[], None] = lambda: None,
     beat_s: float = HEARTBEAT_S,
 ) -> ScoringResult:
-    """Judge complete hours with JUDGE_MODEL; see score_windows.
-
-    ``connection`` may be in a transaction only in tests.
-
-    Raises:
-        JudgeRefused: the judge answers no request (credentials, the model's name); finished hours are written.
-    """
+    """Judge complete hours with JUDGE_MODEL; see score_windows. ``connection`` may be in a transaction only in tests."""
     secret = keep_secret(connection, secrets.token_bytes(32), now)
     run = _ScoringRun(settings, secret, now, len(windows), on_progress, force, stale)
     run.scored.notes += unreadable(connection, settings)
     # however the run ends: answers are written, leases returned, pending hours recorded
     store = JudgeStore(connection, clock_from(now))
-    leases = Leases(store)
     try:
-        run_coroutine(run_with_heartbeat(run.judge(store, leases, windows), store, on_beat, beat_s))
+        run_coroutine(run_with_heartbeat(run.judge(store, windows), store, on_beat, beat_s))
     except JudgeRefused as refused:
         run.scored.pending |= dict.fromkeys(run.unfinished, str(refused))  # planned, and without an outcome
         raise
     finally:
         store.close()
-        leases.drop_all()
         if not connection.closed:
             scores.keep_pending(connection, settings.judge_model, run.scored.pending, now)
-    return run.scored.in_order()
+    return run.scored
 
 
 @dataclass
@@ -375,22 +352,18 @@ class _ScoringRun:
     unfinished: dict[str, PlannedHour] = field(default_factory=dict)
     done: int = 0
 
-    async def judge(self, store: JudgeStore, leases: Leases, windows: Sequence[str]) -> None:
-        """Judge all hours that need it."""
-        async with JudgeClient(self.settings) as client, leases:
+    async def judge(self, store: JudgeStore, windows: Sequence[str]) -> None:
+        async with JudgeClient(self.settings) as client, leasing(store) as acquire:
             judge = GroupJudge(client, self.secret, self.settings, store)
             answers, _ = await store.run(count_answers, self.settings.judge_model)
             looks = answers >= self.settings.judge_look_after
 
-            async def judge_leased(group: RenderedGroup) -> GroupOutcome:
+            async def judge_leased(group: RenderedGroup) -> None:
                 # a group that another run has judged by then is answered from the cache
-                await leases.acquire(group.window)
-                return await judge.judge(group, looks=looks)
+                await acquire(group.window)
+                await self._finish(store, await judge.judge(group, looks=looks))
 
-            async def finish(outcome: GroupOutcome) -> None:
-                await self._finish(store, outcome)
-
-            await run_pool(self._groups(store, windows), judge_leased, finish, self.settings.judge_concurrency)
+            await run_pool(self._groups(store, windows), judge_leased, self.settings.judge_concurrency)
             self.scored.notes += judge.budget.notes
 
     async def _groups(self, store: JudgeStore, windows: Sequence[str]) -> AsyncIterator[RenderedGroup]:
@@ -411,7 +384,7 @@ class _ScoringRun:
             forget_encodings()
         result = await store.run(finish_hour, hour, outcome, self.settings, self.now, store.holder, self.force)
         if isinstance(outcome, ScoredGroup):
-            self.scored.asked[window] = AnswerCounts(outcome.asked, len(outcome.answers) - outcome.asked)
+            self.scored.asked[window] = outcome.asked, len(outcome.answers) - outcome.asked
         if isinstance(result, GroupScores):
             self.scored[window] = result
         elif isinstance(outcome, UnscorableGroup):

@@ -15,7 +15,7 @@ from babylon_rl.judge.consensus import DECIMALS, Agreement, Gain, agreement, gro
 from babylon_rl.judge.parts import Part
 from babylon_rl.judge.prompt.forms import MaskedGroup
 from babylon_rl.judge.prompt.injection import Flag
-from babylon_rl.judge.prompt.request import ActedPart, JudgeRequest, RenderedGroup
+from babylon_rl.judge.prompt.request import JudgeRequest, RenderedGroup
 from babylon_rl.judge.prompt.templates import judge_version
 from babylon_rl.llm.tokens import known_sum
 from babylon_rl.settings import JudgeSettings
@@ -53,7 +53,6 @@ class ScoredGroup:
 
     @property
     def agreement(self) -> Agreement:
-        """Agreement of the orders."""
         return agreement(scores_by_order(self.orders))
 
 
@@ -79,7 +78,6 @@ RequestVerdicts = tuple[JudgeRequest, Mapping[str, EpisodeVerdict]]  # a request
 
 
 def scores_by_order(orders: Sequence[Order]) -> list[dict[str, float]]:
-    """Score by agent in each order."""
     return [{agent: verdict.score for agent, verdict in order.verdicts.items()} for order in orders]
 
 
@@ -111,15 +109,12 @@ def _moved(marks: Sequence[tuple[float, ...]], score: float) -> tuple[float, ...
 def read_verdicts(text: str, request: JudgeRequest) -> dict[str, EpisodeVerdict]:
     """Read the verdicts of an answer by agent id, with the marks of the parts in which each acted; raises as ``read_answer``."""
     found = read_answer(text, list(request.ids), len(request.group.parts))
-    acted = {episode.agent_id: episode.acted for episode in request.shown}
-    return {agent: _of_acted(found[shown], acted[agent]) for shown, agent in request.ids.items()}
-
-
-def _of_acted(verdict: EpisodeVerdict, acted: Sequence[ActedPart]) -> EpisodeVerdict:
-    if not acted:
-        return replace_fields(verdict, marks=())
-    marks = tuple(verdict.marks[own.place] for own in acted)
-    return replace_fields(verdict, score=fmean(marks), marks=marks)
+    verdicts = {}
+    # an id stands for the episode at its place
+    for (identity, agent), episode in zip(request.ids.items(), request.shown, strict=True):
+        marks = tuple(found[identity].marks[own.place] for own in episode.acted)
+        verdicts[agent] = replace_fields(found[identity], score=fmean(marks) if marks else found[identity].score, marks=marks)
+    return verdicts
 
 
 def _marks(outcome: ScoredGroup) -> dict[str, dict[Part, float]]:
@@ -157,7 +152,6 @@ def judged_scores(outcome: ScoredGroup, settings: JudgeSettings, input_version: 
 
 
 def flag_words(flag: Flag) -> str:
-    """One line on a flag: kind, place and excerpt."""
     return storable(f"{flag.kind} in {flag.where}: {flag.excerpt[:MAX_EXCERPT]}")
 
 
@@ -172,7 +166,7 @@ def _reasoning(outcome: ScoredGroup, agent: str) -> str:
 def _judgement(outcome: ScoredGroup, tau: float | None, server: str) -> Judgement:
     # The same answers in another order of arrival are the same judgement.
     answers = sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
-    usd = [answer.usd for answer in answers]
+    usd, gained, masked, words = [answer.usd for answer in answers], outcome.gain, outcome.masked, outcome.words
     return Judgement(
         orders=len(outcome.orders),
         tau=tau,
@@ -187,12 +181,12 @@ def _judgement(outcome: ScoredGroup, tau: float | None, server: str) -> Judgemen
         shortened=outcome.group.shortened,
         decisions_shortened=outcome.group.decisions_shortened,
         context_flags=tuple(flag_words(flag) for flag in outcome.group.context_flags),
-        masked=None if outcome.gain is None else bool(outcome.gain.gainers),
-        noise=None if outcome.gain is None else outcome.gain.noise,
-        masked_version="" if outcome.masked is None else outcome.masked.group.input_version,
-        masked_passages=() if outcome.masked is None else tuple(storable(line[:MAX_PASSAGE]) for line in outcome.masked.passages),
-        gainers=() if outcome.gain is None else outcome.gain.gainers,
-        words=None if outcome.words is None else dict(outcome.words.by_agent),
-        words_noise=None if outcome.words is None else outcome.words.noise,
-        followed=() if outcome.words is None else outcome.words.gainers,
+        masked=None if gained is None else bool(gained.gainers),
+        noise=None if gained is None else gained.noise,
+        masked_version="" if masked is None else masked.group.input_version,
+        masked_passages=() if masked is None else tuple(storable(line[:MAX_PASSAGE]) for line in masked.passages),
+        gainers=() if gained is None else gained.gainers,
+        words=None if words is None else dict(words.by_agent),
+        words_noise=None if words is None else words.noise,
+        followed=() if words is None else words.gainers,
     )

@@ -9,13 +9,13 @@ before it is sent, as its real cost is known only with its answer.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from babylon_rl.processes import is_running, own_name
 from babylon_rl.store import judge_requests as stored
@@ -47,19 +47,19 @@ class JudgeStore:
         self._flushing: asyncio.Task[None] | None = None
 
     def close(self) -> None:
-        """Finish the current write, write the remaining answers, and release reservations."""
+        """Finish the current write, write the remaining answers, and release reservations and leases."""
         self._thread.shutdown()
         if not self.connection.closed:
             if self._arrived:  # the loop was ended between an answer and its row
                 self._write_arrived(self.connection)
             stored.drop_reservations(self.connection, [self.holder])
+            stored.drop_leases(self.connection, self.holder)
 
     async def run(self, work: Callable[Concatenate[Connection, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         """Run ``work(connection, ...)`` in the database thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, self.connection, *arguments, **named))
 
     async def find(self, keys: Sequence[str]) -> dict[str, StoredAnswer]:
-        """Stored answers by key."""
         return await self.run(stored.find_answers, keys)
 
     async def add(self, answer: StoredAnswer) -> None:
@@ -79,19 +79,15 @@ class JudgeStore:
 
     async def reserve(self, usd: float, most: float, paid: float) -> Reservation:
         """Reserve dollars if they fit beside the spending of all runs today, requests under way included; ``paid`` is this run's own."""
-        return await self.run(self._reserve, usd, most, paid)
+        account = await self.run(stored.reserve, self.holder, usd, most, paid, self.clock())
+        # where they do not fit, reservations of dead runs are dropped first
+        if not account.fits and (ended := [holder for holder in account.holders if is_running(holder) is False]):
+            await self.run(stored.drop_reservations, ended)
+            account = await self.run(stored.reserve, self.holder, usd, most, paid, self.clock())
+        return account
 
     async def give_back(self, usd: float) -> None:
-        """Return reserved dollars."""
         await self.run(stored.give_back, self.holder, usd, self.clock())
-
-    def _reserve(self, connection: Connection, usd: float, most: float, paid: float) -> Reservation:
-        """Reserve dollars; where they do not fit, first drop reservations of dead runs."""
-        account = stored.reserve(connection, self.holder, usd, most, paid, self.clock())
-        if account.fits or not (ended := [holder for holder in account.holders if is_running(holder) is False]):
-            return account
-        stored.drop_reservations(connection, ended)
-        return stored.reserve(connection, self.holder, usd, most, paid, self.clock())
 
     def _write_arrived(self, connection: Connection) -> None:
         arrived = list(self._arrived.values())
@@ -109,55 +105,47 @@ async def run_with_heartbeat(work: Coroutine[Any, Any, None], store: JudgeStore,
             await store.run(lambda connection: beat())
             await asyncio.sleep(every_s)
 
-    tasks = [asyncio.create_task(work), asyncio.create_task(beats())]
     try:
-        # the beats never end by themselves: the first to end is the work or a failed beat
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
+        async with asyncio.TaskGroup() as tasks:
+            beating = tasks.create_task(beats())
+            await work
+            beating.cancel()
+    except BaseExceptionGroup as several:
+        raise first_error(several) from None
 
 
-class Leases:
-    """Leases on the hours that this run is judging; an async context manager. Another run waits until they are returned or expire."""
+def first_error(several: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended the others; an interruption comes before any error."""
+    leaves = [first_error(error) if isinstance(error, BaseExceptionGroup) else error for error in several.exceptions]
+    return next((error for error in leaves if not isinstance(error, Exception)), leaves[0])
 
-    def __init__(self, store: JudgeStore) -> None:
-        self._store = store
-        self._gone: set[str] = set()
-        self._renewing: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Self:
-        self._renewing = asyncio.create_task(self._renew())
-        return self
+@asynccontextmanager
+async def leasing(store: JudgeStore) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+    """Give the function that acquires an hour's lease, once no other live run holds it; renew all leases meanwhile.
 
-    async def __aexit__(self, *_: object) -> None:
-        if self._renewing is not None:
-            self._renewing.cancel()
+    The transaction that writes the hour returns its lease (``finish_hour``), ``JudgeStore.close`` the others.
+    """
+    gone: set[str] = set()
 
-    def drop_all(self) -> None:
-        """Return all leases; call after the loop has ended and the store is closed."""
-        if not self._store.connection.closed:
-            stored.drop_leases(self._store.connection, self._store.holder)
-
-    async def acquire(self, window: str) -> None:
-        """Acquire an hour's lease, once no other live run holds it. The transaction that writes the hour returns it (``finish_hour``)."""
-        while True:
-            other = await self._store.run(stored.claim_lease, window, self._store.holder, LEASE, list(self._gone))
-            if other is None:
-                return
+    async def acquire(window: str) -> None:
+        while (other := await store.run(stored.claim_lease, window, store.holder, LEASE, list(gone))) is not None:
             # the holder's process is dead: take the lease over at once
             if is_running(other) is False:
-                self._gone.add(other)
+                gone.add(other)
             elif other:
                 await asyncio.sleep(ASK_AGAIN_S)
 
-    async def _renew(self) -> None:
+    async def renew() -> None:
         while True:
             await asyncio.sleep(RENEWED_EVERY_S)
-            await self._store.run(stored.renew_leases, self._store.holder)
+            await store.run(stored.renew_leases, store.holder)
+
+    renewing = asyncio.create_task(renew())
+    try:
+        yield acquire
+    finally:
+        renewing.cancel()
 
 
 _LIMIT = "JUDGE_BUDGET_USD is {usd:g}: "  # prefix of the reason of a waiting hour, by which spent_until recognises it
@@ -179,7 +167,10 @@ def spent_until(reason: str, usd: float | None, asked_at: datetime) -> datetime 
 
 @dataclass
 class Budget:
-    """One run's view of the budget; ``usd`` None is no limit. Requests under way, of all runs, count at their expected cost."""
+    """One run's view of the budget; ``usd`` None is no limit. Requests under way, of all runs, count at their expected cost.
+
+    ``paid`` is the run's own sum, as the day's starts at 0 at midnight.
+    """
 
     usd: float | None
     model: str
@@ -190,13 +181,8 @@ class Budget:
     @property
     def notes(self) -> list[str]:
         """Sentences on limits that the budget cannot enforce."""
-        if not self.blind:
-            return []
-        return [f"JUDGE_BUDGET_USD cannot be enforced: the price of {self.model} is in no table, and its answers count as unknown."]
-
-    def pay(self, usd: float | None) -> None:
-        """Add the cost of an answer to the run's own sum, as the day's starts at 0 at midnight."""
-        self.paid += usd or 0.0
+        sentence = f"JUDGE_BUDGET_USD cannot be enforced: the price of {self.model} is in no table, and its answers count as unknown."
+        return [sentence] if self.blind else []
 
     @asynccontextmanager
     async def reserved(self, requests: Iterable["JudgeRequest"]) -> AsyncIterator[None]:

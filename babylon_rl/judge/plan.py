@@ -1,13 +1,9 @@
 """Plan of a scoring: hours to judge, their content for a language model, and the versions of scores.
 
 One plan serves every judge. All reading and all decisions happen in one short transaction, before anything is paid, on what the graph has
-stored: episodes and outcomes. Texts are read once, to render the hours that are judged. An hour keeps its scores while nothing has changed,
-once a training has used them, and where only a rule has changed that is paid to follow.
-
-docs/explanation/versions.md shows the versions in one picture. The sources' version covers everything that a judgement is made of, settings
-included; that of the rules covers rules, settings and judge alone. Where the first differs, the second says why: equal rules mean that the
-data changed, and the hour is judged again. Other rules mean that somebody changed them: what is paid is not paid again until a person says
-so.
+stored: episodes and outcomes. docs/explanation/versions.md shows the versions in one picture. Where that of the sources differs, that of
+the rules says why: equal rules mean that the data changed, and the hour is judged again. Other rules mean that somebody changed them: what
+is paid is not paid again until a person says so.
 """
 
 import hashlib
@@ -120,29 +116,21 @@ class Change(Enum):
     RULES = "rules"
 
 
-def sources_of_scores(
-    connection: Connection, hours: Mapping[str, HourEpisodes], held: Mapping[str, GroupScores], settings: Settings, secret: bytes
-) -> dict[str, str]:
-    """Present version of the sources of each hour's scores, for the judged agents."""
-    # the heuristic's scores were made of their episodes alone, whichever judge is set now
-    sources = {window: group_version(hours[window]) for window, group in held.items() if group.judge == HEURISTIC}
-    asked = {window: hours[window] for window in held if window not in sources}
-    if asked:
-        judged = {window: {score.agent_id for score in held[window].scores} for window in asked}
-        sources |= input_versions(connection, asked, judged, settings, secret)
-    return sources
-
-
 def _changes(
     connection: Connection, hours: Mapping[str, HourEpisodes], held: Mapping[str, GroupScores], settings: Settings, secret: bytes
 ) -> dict[str, tuple[Change, str]]:
-    """Change of each hour with scores, with the version of its sources now."""
+    """Change of each hour with scores, with the version of its sources now, for the judged agents."""
     made_from = scores.read_made_from(connection, list(held))
-    now = sources_of_scores(connection, hours, held, settings, secret)
-    return {window: (change_of(group, made_from[window], now[window], settings), now[window]) for window, group in held.items()}
+    # the heuristic's scores were made of their episodes alone, whichever judge is set now
+    now = {window: group_version(hours[window]) for window, group in held.items() if group.judge == HEURISTIC}
+    asked = {window: hours[window] for window in held if window not in now}
+    if asked:
+        judged = {window: {score.agent_id for score in held[window].scores} for window in asked}
+        now |= input_versions(connection, asked, judged, settings, secret)
+    return {window: (_change_of(group, made_from[window], now[window], settings), now[window]) for window, group in held.items()}
 
 
-def change_of(group: GroupScores, made_from: ScoredFrom, sources: str, settings: Settings) -> Change:
+def _change_of(group: GroupScores, made_from: ScoredFrom, sources: str, settings: Settings) -> Change:
     """Changes since ``group`` was scored; ``sources`` is the present version of its sources."""
     own = (group.judge, group.judge_version) == (settings.judge_model, judge_version(settings))
     if made_from.sources == sources:
@@ -184,7 +172,6 @@ class PlannedHour:
 
     @property
     def trajectories(self) -> dict[str, Sequence[str]]:
-        """Ids of the judged trajectories, by agent."""
         return {episode.agent_id: episode.trajectory_ids for episode in self.hour.usable_episodes}
 
 
@@ -203,37 +190,22 @@ class ScoringPlan:
     released: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
 class _State:
     """Stored state of some hours before they are judged, without texts, and what it is compared with."""
 
-    connection: Connection
-    settings: Settings
-    secret: bytes
-    hours: Mapping[str, HourEpisodes]
-    stored: Mapping[str, GroupScores]
-    consumed: Collection[str]
-    quarantined: Mapping[str, scores.Quarantined]
-    dropped: Mapping[str, Collection[str]]
-
-    @classmethod
-    def read(cls, connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes) -> "_State":
-        stored, dropped = scores.read(connection, windows), dict[str, set[str]]()
-        for window, agent in left_to_dropout(connection, windows):
-            dropped.setdefault(window, set()).add(agent)
-        hours = stored_hours(connection, windows, settings.min_agents_per_window)
-        consumed, quarantined = scores.consumed_windows(connection, list(stored)), scores.read_quarantined(connection, windows)
-        return cls(connection, settings, secret, hours, stored, consumed, quarantined, dropped)
-
-    @property
-    def judge(self) -> tuple[str, str]:
-        """Judge of the settings, and its version."""
-        return self.settings.judge_model, judge_version(self.settings)
+    def __init__(self, connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes) -> None:
+        self.connection, self.settings, self.secret = connection, settings, secret
+        self.judge = settings.judge_model, judge_version(settings)
+        self.stored = scores.read(connection, windows)
+        self.dropped = left_to_dropout(connection, windows)
+        self.hours = stored_hours(connection, windows, settings.min_agents_per_window)
+        self.consumed = scores.consumed_windows(connection, list(self.stored))
+        self.quarantined = scores.read_quarantined(connection, windows)
 
     def agents(self, windows: Iterable[str]) -> dict[str, list[str]]:
         """Agents to show, by hour: those with usable episodes, less dropout that a batch decided."""
         return {
-            window: [e.agent_id for e in self.hours[window].usable_episodes if e.agent_id not in self.dropped.get(window, ())]
+            window: [e.agent_id for e in self.hours[window].usable_episodes if (window, e.agent_id) not in self.dropped]
             for window in windows
         }
 
@@ -298,7 +270,7 @@ def plan_hours(
     with connection.transaction():
         if write:
             lock_windows(connection, windows)
-        state = _State.read(connection, windows, settings, secret)
+        state = _State(connection, windows, settings, secret)
         held_back, wanted = {} if force else state.held_back(), list[str]()
         for window in windows:
             if not force and window in state.stored and window in state.consumed:

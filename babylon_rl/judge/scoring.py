@@ -3,10 +3,9 @@
 The judge is a language model (group_judge.py), or where none is set the heuristic, whose answer is immediate; neither ever stands in for
 the other. One plan (plan.py) decides for both which hours are judged.
 
-The heuristic is a formula: 0.5 * clip((pnl + 1000) / 2000, 0, 1) + 0.3 * win rate + 0.2 * min(1, steps / 20), with the window's P&L in
-dollars and a win rate of 0.5 when nothing was won or lost. Where parts of an hour are judged, it is applied to each of them, and an agent
-that acted in a part has the whole 0.2: agents take about one action in a part, so that this term would not tell them apart. Everywhere it
-appears it is labelled as the heuristic.
+The heuristic is a formula (``heuristic_score``). Where parts of an hour are judged, it is applied to each of them, and an agent that acted
+in a part has the whole 0.2: agents take about one action in a part, so that this term would not tell them apart. Everywhere it appears it
+is labelled as the heuristic.
 """
 
 import hashlib
@@ -102,7 +101,7 @@ def score_windows(
     Where a language model judges, ``connection`` is committed on the way, so that every paid answer is stored whatever happens next.
 
     Raises:
-        JudgeRefused: the judge answers no request (credentials, the model's name).
+        JudgeRefused: the judge answers no request (credentials, the model's name); finished hours are written.
         UsageError: one of ``windows`` is not a window id.
     """
     complete = [window for window in sorted(set(windows)) if is_complete(window, now)]
@@ -120,7 +119,7 @@ def score_windows(
                 scored.update(plan.unchanged)
                 scored.by_other_rules += plan.by_other_rules
                 scored.update(_write(connection, plan.hours, settings, now, force))
-        scored = scored.in_order()
+    scored = scored.in_order()
     judged = sum(group.changed for group in scored.values())
     counts = {"judged": judged, "waiting": len(scored.pending), "quarantined": len(scored.quarantined)}
     waits = "".join(f", {len(scored.pending)} wait: {reason}" for reason in list(scored.pending.values())[:1])

@@ -60,12 +60,12 @@ async def judge_groups(
     ruler = GroupJudge(caller, secret, settings, cache)
     outcomes: dict[str, GroupOutcome] = {}
 
-    async def keep(outcome: GroupOutcome) -> None:
-        outcomes[outcome.group.window] = outcome
+    async def judge(group: RenderedGroup) -> None:
+        outcomes[group.window] = await ruler.judge(group)
 
     async def given() -> AsyncIterable[RenderedGroup]:
         for group in groups:
             yield group
 
-    await run_pool(given(), ruler.judge, keep, settings.judge_concurrency)
+    await run_pool(given(), judge, settings.judge_concurrency)
     return {group.window: outcomes[group.window] for group in groups}

@@ -142,7 +142,7 @@ def test_force_writes_again_and_pays_for_nothing(connection: Connection, setting
     first = score_windows(connection, windows, chosen, NOW)
     forced = score_windows(connection, windows, chosen, LATER, force=True)
     assert requests(judge) == 4
-    assert all(group.changed for group in forced.values()) and [a.cached for a in forced.asked.values()] == [2, 2]
+    assert all(group.changed for group in forced.values()) and [cached for _, cached in forced.asked.values()] == [2, 2]
     assert {w: g.data_version for w, g in first.items()} == {w: g.data_version for w, g in forced.items()}
 
 
@@ -150,7 +150,7 @@ def test_more_orders_ask_only_for_those(connection: Connection, settings: Settin
     windows = add_hours(connection, 1)
     score_windows(connection, windows, asking(settings, judge.url), NOW)
     found = score_stale(connection, windows, asking(settings, judge.url, judge_orders=3), LATER)
-    assert requests(judge) == 3 and found.asked[windows[0]].cached == 2
+    assert requests(judge) == 3 and found.asked[windows[0]][1] == 2
 
 
 def test_a_consumed_hour_keeps_its_scores(connection: Connection, settings: Settings, judge: Judge) -> None:

@@ -62,15 +62,16 @@ def most_held(settings: Settings, agents: int) -> int:
             most = max(most, held)
             yield replace(group(f"2025-11-15T{number:02}:00", agents), max_episodes=16)
 
-    async def done(outcome: GroupOutcome) -> None:
-        nonlocal held
-        assert isinstance(outcome, ScoredGroup)
-        held -= 1
-
     async def run(chosen: Settings) -> None:
         async with JudgeClient(chosen) as caller:
             judge = GroupJudge(caller, SECRET, chosen, MemoryCache())
-            await run_pool(coming(), judge.judge, done, chosen.judge_concurrency)
+
+            async def work(group: RenderedGroup) -> None:
+                nonlocal held
+                assert isinstance(await judge.judge(group), ScoredGroup)
+                held -= 1
+
+            await run_pool(coming(), work, chosen.judge_concurrency)
 
     with judging(ScriptedJudge(latency_s=0.05)) as served:
         asyncio.run(run(asking(settings, served.url, judge_concurrency=2)))

@@ -9,7 +9,6 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 
 from babylon_rl.episodes.reading import group_version, read_windows
 from babylon_rl.errors import JudgeRefused
@@ -52,9 +51,17 @@ class AuditResult:
     pending: dict[str, str] = field(default_factory=dict)
     refused: str | None = None
 
+    def add(self, outcome: GroupOutcome) -> None:
+        if isinstance(outcome, ScoredGroup):
+            self.agreed_on += 1
+            self.asked += outcome.asked
+            self.cached += len(outcome.answers) - outcome.asked
+        else:
+            reasons = self.quarantined if isinstance(outcome, UnscorableGroup) else self.pending
+            reasons[outcome.group.window] = outcome.reason
+
     @property
     def sentence(self) -> str:
-        """This result as a sentence."""
         parts = [f"{self.asked} answers asked for", f"{self.cached} from the cache"]
         parts += [f"{self.changed} groups have changed since they were judged"] if self.changed else []
         parts += [f"{len(self.quarantined)} without a usable answer"] if self.quarantined else []
@@ -87,55 +94,37 @@ def audit(
     if model is None or model == settings.judge_model or groups < 1:
         return None
     sample = audit_sample(windows, groups)
-    run = _Audit(settings, settings.model_copy(update={"judge_model": model}), sample, on_progress, AuditResult(model, len(sample)))
+    second, result = settings.model_copy(update={"judge_model": model}), AuditResult(model, len(sample))
     # the judge's own: with another, no stored answer would be found and the sample would be paid for again
     secret = keep_secret(connection, secrets.token_bytes(32), now)
-    # a refusal ends the asking; the answers that came before it still count
     store = JudgeStore(connection, clock_from(now))
-    try:
-        run_coroutine(run.judge(store, secret))
-    except JudgeRefused as error:
-        run.result.refused = str(error)
-    finally:
-        store.close()
-    return run.result
 
-
-@dataclass
-class _Audit:
-    """State of one call of ``audit``. ``first`` are the judge's settings; ``second`` are the same with the second judge as the judge."""
-
-    first: Settings
-    second: Settings
-    sample: Sequence[str]
-    on_progress: Progress
-    result: AuditResult
-
-    async def judge(self, store: JudgeStore, secret: bytes) -> None:
-        """Ask about every group of the sample."""
-        async with JudgeClient(self.second) as client:
-            judge = GroupJudge(client, secret, self.second, store)
-            await run_pool(self._groups(store, secret), partial(judge.judge, looks=False), self._done, self.second.judge_concurrency)
-
-    async def _groups(self, store: JudgeStore, secret: bytes) -> AsyncIterator[RenderedGroup]:
-        for chunk in in_parts(self.sample, HOURS_PLANNED_AT_ONCE):
-            shown = await store.run(_as_judged, chunk, self.first, secret)
-            self.result.changed += len(chunk) - len(shown)
+    async def groups_as_judged() -> AsyncIterator[RenderedGroup]:
+        for chunk in in_parts(sample, HOURS_PLANNED_AT_ONCE):
+            shown = await store.run(_as_judged, chunk, settings, secret)
+            result.changed += len(chunk) - len(shown)
             for group in shown:
                 yield group
 
-    async def _done(self, outcome: GroupOutcome) -> None:
-        window, result = outcome.group.window, self.result
-        if isinstance(outcome, ScoredGroup):
-            result.agreed_on += 1
-            result.asked += outcome.asked
-            result.cached += len(outcome.answers) - outcome.asked
-        elif isinstance(outcome, UnscorableGroup):
-            result.quarantined[window] = outcome.reason
-        else:
-            result.pending[window] = outcome.reason
-        done = result.agreed_on + len(result.quarantined) + len(result.pending) + result.changed
-        self.on_progress("second judge", done, result.sampled)
+    async def ask() -> None:
+        async with JudgeClient(second) as client:
+            judge = GroupJudge(client, secret, second, store)
+
+            async def work(group: RenderedGroup) -> None:
+                result.add(await judge.judge(group, looks=False))
+                done = result.agreed_on + len(result.quarantined) + len(result.pending) + result.changed
+                on_progress("second judge", done, result.sampled)
+
+            await run_pool(groups_as_judged(), work, second.judge_concurrency)
+
+    # a refusal ends the asking; the answers that came before it still count
+    try:
+        run_coroutine(ask())
+    except JudgeRefused as error:
+        result.refused = str(error)
+    finally:
+        store.close()
+    return result
 
 
 def _as_judged(connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes) -> list[RenderedGroup]:
