@@ -38,13 +38,10 @@ class ActionFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
     @property
     def succeeded(self) -> bool:
-        """True only if ``success`` is JSON's true."""
         return self.success is True
 
 
 class Action(ActionFacts, frozen=True, gc=False, rename="camel"):
-    """An action with its recorded parameters, result, error and reason."""
-
     parameters: msgspec.Raw = msgspec.Raw(b"null")
     result: msgspec.Raw = msgspec.Raw(b"null")
     error: msgspec.Raw = msgspec.Raw(b"null")
@@ -138,11 +135,7 @@ _NUMBERS = ("agentBalance", "agentPnL", "openPositions")
 
 
 def strict_json(text: bytes) -> Any:
-    """Parse standard JSON: no NaN, no Infinity, no lone surrogates.
-
-    Raises:
-        NotJson: the message names the place.
-    """
+    """Parse standard JSON: no NaN, no Infinity, no lone surrogates. Raises NotJson: the message names the place."""
     try:
         # The search for surrogates walks the whole value, so it is skipped unless the text escapes one.
         parsed = _STRICT.decode(text.decode("utf-8"))

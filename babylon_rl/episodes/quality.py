@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from babylon_rl.episodes.decode import PENDING, Fault, StepCall, decode, strict_json
-from babylon_rl.episodes.trajectories import is_short, logged_calls
+from babylon_rl.episodes.trajectories import StepPlaces, calls_by_step, is_short, logged_call
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, unmatched_calls
 from babylon_rl.types import Check
@@ -48,7 +48,7 @@ def _row_checks(row: TrajectoryRow, logs: Sequence[CallLogRow]) -> tuple[bool, b
         return (False,) * 5
     steps = decoded.completed
     own = [step.llm_calls or () for step in steps]
-    calls: Sequence[Sequence[StepCall]] = own if any(own) else logged_calls(logs, row.trajectory_id, steps)
+    calls: Sequence[Sequence[StepCall]] = own if any(own) else calls_by_step(logs, row.trajectory_id, StepPlaces.of(steps), logged_call)
     served = [call for own in calls for call in own]
     entries = json.loads(row.steps_json)
     # Read again as plain JSON: results and provider accesses count here only, and the typed steps leave them out.
@@ -95,7 +95,7 @@ def row_faults(row: TrajectoryRow) -> Iterator[str]:
         yield "provider accesses"
     if not all(_has_result(step.get("action")) for step in steps):
         yield "action results"
-    calls = [call for step in steps for call in _list(step.get("llmCalls"))]
+    calls = [call for step in steps if isinstance(step.get("llmCalls"), list) for call in step["llmCalls"]]
     if not calls:
         yield "LLM calls"
     if calls and not _is_whole(calls[0]):
@@ -138,10 +138,6 @@ def named(ids: Sequence[str], total: int) -> str:
 
 def _has_result(action: Any) -> bool:
     return isinstance(action, dict) and (action.get("result") is not None or action.get("error") is not None)
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _is_whole(call: Any) -> bool:

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import groupby, pairwise
+from itertools import groupby
 from operator import attrgetter
 from typing import TypeVar
 
@@ -20,7 +20,6 @@ from babylon_rl.episodes.decode import Decoded, Fault, decode
 from babylon_rl.episodes.trajectories import (
     LEAST_STAKE_USD,
     MOST_LEVERAGE,
-    LoggedSteps,
     SequenceRules,
     StepPlaces,
     embedded_sequences,
@@ -188,7 +187,6 @@ class _WindowRows:
     odd_hours: list[str] = field(default_factory=list)
 
     def count(self, row: TrajectoryRow, content: Decoded | Fault) -> None:
-        """Count a row with its decoded content or fault."""
         self.rows += 1
         if row.window_hours != 1:
             self.odd_hours.append(row.trajectory_id)
@@ -209,7 +207,7 @@ def read_windows(connection: Connection, windows: Iterable[str], settings: Setti
         UsageError: one of them is not a window id.
     """
     ordered = _checked(windows)
-    hours: dict[str, _WindowRows] = {window: _WindowRows() for window in ordered}
+    hours = {window: _WindowRows() for window in ordered}
     rows = trajectory_rows(connection, ordered)
     for trajectory in _eligible(connection, rows, settings, texts, lambda row, content: hours[row.window].count(row, content)):
         hours[trajectory.window].trajectories.append(trajectory)
@@ -239,17 +237,15 @@ def by_rows(episodes: Iterable[_E]) -> Iterator[list[_E]]:
 
 
 def _checked(windows: Iterable[str]) -> list[str]:
-    ordered = sorted(set(windows))
-    for window in ordered:
-        window_start(window)  # raises UsageError for anything that is no window id
-    return ordered
+    # window_start raises UsageError for anything that is no window id
+    return sorted(set(windows), key=window_start)
 
 
 def _eligible(
     connection: Connection, rows: Iterable[TrajectoryRow], settings: TrainingSettings, texts: bool, on_row: OnRow | None = None
 ) -> Generator[Trajectory]:
     rules = SequenceRules(settings.purposes_g, settings.train_synthetic)
-    without_calls: list[LoggedSteps] = []
+    without_calls: list[tuple[Trajectory, StepPlaces]] = []
     for row in rows:
         result = _decoded(row, rules, texts, on_row)
         if isinstance(result, Trajectory):
@@ -263,7 +259,9 @@ def _eligible(
         yield from _completed(connection, portion, rules, texts)
 
 
-def _decoded(row: TrajectoryRow, rules: SequenceRules, texts: bool, on_row: OnRow | None) -> Trajectory | LoggedSteps | None:
+def _decoded(
+    row: TrajectoryRow, rules: SequenceRules, texts: bool, on_row: OnRow | None
+) -> Trajectory | tuple[Trajectory, StepPlaces] | None:
     decoded = decode(row, texts=texts)
     if on_row is not None:
         on_row(row, decoded)
@@ -271,32 +269,33 @@ def _decoded(row: TrajectoryRow, rules: SequenceRules, texts: bool, on_row: OnRo
         return None
     trajectory = reduced(row, decoded, rules)
     if trajectory.message_source != "embedded":
-        return LoggedSteps(trajectory, StepPlaces.of(decoded.recorded))
+        return trajectory, StepPlaces.of(decoded.recorded)
     return embedded_sequences(trajectory, decoded.completed, rules) if texts else trajectory
 
 
-def _completed(connection: Connection, portion: list[LoggedSteps], rules: SequenceRules, texts: bool) -> Iterator[Trajectory]:
+def _completed(
+    connection: Connection, portion: list[tuple[Trajectory, StepPlaces]], rules: SequenceRules, texts: bool
+) -> Iterator[Trajectory]:
     """Yield trajectories with the calls of the log; else with texts made of their steps, if these train; else as they are."""
-    remaining = {entry.trajectory.trajectory_id: entry for entry in portion}
+    remaining = {trajectory.trajectory_id: (trajectory, places) for trajectory, places in portion}
     for trajectory_id, logs in groupby(call_log_rows(connection, list(remaining)), key=lambda log: log.trajectory_id):
-        yield with_logs(remaining.pop(trajectory_id), list(logs), rules, texts=texts)
+        yield with_logs(*remaining.pop(trajectory_id), list(logs), rules, texts=texts)
     # Their steps were not kept, so these rows are read once more; only TRAIN_SYNTHETIC costs that.
     if texts and rules.train_synthetic:
         for row in trajectories_by_id(connection, list(remaining)):
             decoded = decode(row)
             if not isinstance(decoded, Fault):
-                yield synthetic_sequences(remaining.pop(row.trajectory_id).trajectory, decoded.completed)
-    yield from (entry.trajectory for entry in remaining.values())
+                yield synthetic_sequences(remaining.pop(row.trajectory_id)[0], decoded.completed)
+    yield from (trajectory for trajectory, _ in remaining.values())
 
 
 def _reading(window: str, hour: _WindowRows, settings: HourSettings) -> WindowReading:
     agents = by_agent(hour.trajectories)
-    rejections = tuple(sorted(hour.rejections, key=lambda rejection: rejection.trajectory_id))
     return WindowReading(
         window=window,
         rows=hour.rows,
         episodes=tuple(episode(own, settings.min_actions_per_trajectory) for own in agents),
-        rejections=rejections,
+        rejections=tuple(sorted(hour.rejections, key=attrgetter("trajectory_id"))),
         min_agents=settings.min_agents_per_window,
         odd_hours=tuple(sorted(hour.odd_hours)),
         quality=hour_quality(agents, len(hour.odd_hours)),
@@ -305,13 +304,9 @@ def _reading(window: str, hour: _WindowRows, settings: HourSettings) -> WindowRe
 
 def hour_quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> HourQuality:
     """Count the odd rows among one hour's eligible trajectories, by agent; ``odd_hours`` counts rows of another length than 1 h."""
-    duplicates: list[str] = []
-    jumping: list[str] = []
-    for own in agents:
-        duplicates += _repeated(own)
-        # Jumps within a row were found while it was reduced; here the end of each row is compared with the start of the next.
-        if any([row.jumped for row in own]) or any([_jumps_between(before, after) for before, after in pairwise(own)]):
-            jumping.append(own[0].agent_id)
+    duplicates = [trajectory_id for own in agents for trajectory_id in _repeated(own)]
+    # Jumps within a row were found while it was reduced; here the end of each row is compared with the start of the next.
+    jumping = [own[0].agent_id for own in agents if any([row.jumped for row in own]) or any(map(_jumps_between, own, own[1:]))]
     skewed = [row.trajectory_id for own in agents for row in own if row.skewed]
     judged = [row.short_prompts for own in agents for row in own if row.short_prompts is not None]
     return HourQuality(
@@ -328,13 +323,9 @@ def hour_quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> Hour
 
 
 def _repeated(own: Iterable[Trajectory]) -> list[str]:
-    seen: set[str] = set()
-    repeated = []
-    for row in own:
-        if row.recorded in seen:
-            repeated.append(row.trajectory_id)
-        seen.add(row.recorded)
-    return repeated
+    """Ids of the trajectories that recorded the same steps as one before them."""
+    first: dict[str, Trajectory] = {}
+    return [row.trajectory_id for row in own if first.setdefault(row.recorded, row) is not row]
 
 
 def _jumps_between(before: Trajectory, after: Trajectory) -> bool:

@@ -77,22 +77,14 @@ class StepPlaces:
     numbers: tuple[int, ...]
     began_ms: "array[float]"
     action_types: tuple[str, ...]
-    pending: frozenset[int]
 
     @classmethod
     def of(cls, steps: Sequence[StepFacts]) -> "StepPlaces":
-        """Return the places of the given steps."""
         return cls(
             _shared(tuple(whole_number(step.step_number, index) for index, step in enumerate(steps))),
             array("d", [math.nan if step.began_ms is None else step.began_ms for step in steps]),
             _shared(tuple(step.action.action_type for step in steps)),
-            frozenset(index for index, step in enumerate(steps) if step.action.action_type == PENDING),
         )
-
-
-def logged_calls(rows: Iterable[CallLogRow], trajectory_id: str, steps: Sequence[Step]) -> list[list[StepCall]]:
-    """Return the logged calls by step, for decoded steps. See ``calls_by_step``."""
-    return calls_by_step(rows, trajectory_id, StepPlaces.of(steps), logged_call)
 
 
 def calls_by_step(rows: Iterable[CallLogRow], trajectory_id: str, places: StepPlaces, read: Callable[[CallLogRow], _C]) -> list[list[_C]]:
@@ -133,7 +125,6 @@ def logged_facts(row: CallLogRow) -> CallFacts:
 
 
 def logged_call(row: CallLogRow) -> StepCall:
-    """Return the call of a log row with its texts."""
     try:
         parsed = read_json(row.metadata or b"{}")
     except NotJson:
@@ -177,6 +168,7 @@ def sequence(call: StepCall, trajectory_id: str, step: int, index: int, source: 
     messages = call.messages if source == "llm_call_logs" and call.messages else _prompts(call)
     if not messages or not isinstance(call.response, str) or not call.response:
         return None
+    logprobs = call.logprobs
     return ServedSequence(
         trajectory_id=trajectory_id,
         call_id=call.call_id if isinstance(call.call_id, str) and call.call_id else f"{trajectory_id}-call-{step}-{index}",
@@ -188,7 +180,7 @@ def sequence(call: StepCall, trajectory_id: str, step: int, index: int, source: 
         model=call.model if isinstance(call.model, str) else "",
         model_version=call.model_version if isinstance(call.model_version, str) else None,
         response_format=call.response_format if isinstance(call.response_format, dict) else None,
-        logprobs=_token_logprobs(call.logprobs),
+        logprobs=logprobs if isinstance(logprobs, list) and logprobs and all(isinstance(token, dict) for token in logprobs) else None,
         finish_reason=finish_reason(call.finish_reason),
         minute=minute,
     )
@@ -199,10 +191,6 @@ def _prompts(call: StepCall) -> list[dict[str, str]]:
         return []
     system = [{"role": "system", "content": call.system_prompt}] if isinstance(call.system_prompt, str) and call.system_prompt else []
     return [*system, {"role": "user", "content": call.user_prompt}]
-
-
-def _token_logprobs(recorded: Any) -> list[dict[str, Any]] | None:
-    return recorded if isinstance(recorded, list) and recorded and all(isinstance(token, dict) for token in recorded) else None
 
 
 def synthetic(step: Step, trajectory_id: str, index: int, minute: int = 0) -> ServedSequence:
@@ -374,20 +362,12 @@ def synthetic_sequences(trajectory: Trajectory, steps: Sequence[Step]) -> Trajec
     return msgspec.structs.replace(trajectory, sequences=texts, trainable_sequences=len(texts))
 
 
-class LoggedSteps(msgspec.Struct, frozen=True, gc=False):
-    """A trajectory without calls in its steps, with the places of its steps. The places assign logged calls to steps."""
-
-    trajectory: Trajectory
-    places: StepPlaces
-
-
-def with_logs(held: LoggedSteps, logs: Sequence[CallLogRow], rules: SequenceRules, *, texts: bool) -> Trajectory:
-    """Return the trajectory with the calls in ``logs``. ``logs`` is not empty and in any order; ``texts`` keeps the training sequences."""
-    trajectory, places = held.trajectory, held.places
+def with_logs(trajectory: Trajectory, places: StepPlaces, logs: Sequence[CallLogRow], rules: SequenceRules, *, texts: bool) -> Trajectory:
+    """Return a trajectory without calls in its steps with those in ``logs``, which is not empty; ``texts`` keeps the training sequences."""
     ordered = sorted(logs, key=lambda log: (log.timestamp, log.call_id))
     # A changed log changes the content as a changed step does.
     content = digest(trajectory.recorded.encode(), *(log_bytes(log) for log in ordered))
-    done = [index for index in range(len(places.numbers)) if index not in places.pending]
+    done = [index for index, action_type in enumerate(places.action_types) if action_type != PENDING]
     facts = calls_by_step(ordered, trajectory.trajectory_id, places, logged_facts)
     first = next((facts[index][0] for index in done if facts[index]), None)
     counted = msgspec.structs.replace(
@@ -434,7 +414,6 @@ def digest(*parts: bytes) -> str:
 
 
 def log_bytes(log: CallLogRow) -> bytes:
-    """Encode the whole content of a log row as bytes."""
     named = (log.step_id, log.call_id, log.timestamp.isoformat(), log.model, log.purpose)
     texts = (*named, log.system_prompt, log.user_prompt, log.response)
     return "\0".join(texts).encode() + b"\0" + (log.messages_json or b"") + b"\0" + (log.metadata or b"")

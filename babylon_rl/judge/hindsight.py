@@ -55,7 +55,6 @@ class HourSecrets:
     knowledge: Mapping[str, tuple[tuple[str, ...], frozenset[str]]] = field(default_factory=dict)
 
     def of(self, trajectory_id: str) -> LeakContext:
-        """Secrets that concern one trajectory."""
         own = self.knowledge.get(trajectory_id)
         return self.hour if own is None else replace(self.hour, knowledge=own[0], numbers=own[1])
 
@@ -170,7 +169,7 @@ def _stored_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[Stor
         for kind, leak in first.items():
             yield StoredLeak(
                 window=trajectory.window, trajectory_id=trajectory.trajectory_id, sequence=place, kind=kind,
-                call_id=storable(sequence.call_id), detail=storable(leak.detail),
+                call_id=storable(sequence.call_id), detail=storable(f"{leak.where}: {leak.excerpt}"),
             )  # fmt: skip
 
 
@@ -208,7 +207,6 @@ def _telling(hour: HourVerdicts, hidden: Sequence[HiddenAnswer]) -> list[str]:
 
 
 def _open_answers(connection: Connection, windows: Sequence[str], settings: HourSettings) -> dict[str, list[HiddenAnswer]]:
-    """Hidden answers of each hour's open questions."""
     markets = read_many_outcomes(connection, windows, settings)
     open_ = {window: [question for question in market.predictions if question.outcome == UNRESOLVED] for window, market in markets.items()}
     answers = hidden_answers(connection, sorted({question.market_id for asked in open_.values() for question in asked}))

@@ -3,10 +3,8 @@
 Sentences that a judge reads are found by their own templates (prompt/templates.py), with any value, whatever their letter case, white
 space, line breaks, typography and JSON escapes. Raw forms are found as well: recorded gameKnowledge by its keys and its bare values, a
 question's own row with its secret answer, a plain statement of that answer, and judges' scores by their column's name. An agent may
-guess in its own words: a response leaks only by sentence or by recorded secret.
-
-A judge's explanations, which lie where others may read them (aiJudgeReasoning), are searched for hidden answers in plain words. That is a
-search for words, so it errs both ways: a warning, not a proof.
+guess in its own words: a response leaks only by sentence or by recorded secret. A judge's explanations, which lie where others may read
+them (aiJudgeReasoning), are searched for hidden answers in plain words, which errs both ways: a warning, not a proof.
 """
 
 import json
@@ -103,11 +101,6 @@ class Leak:
     kind: LeakKind
     where: str
     excerpt: str
-
-    @property
-    def detail(self) -> str:
-        """Place and excerpt in one line."""
-        return f"{self.where}: {self.excerpt}"
 
 
 @dataclass(frozen=True)

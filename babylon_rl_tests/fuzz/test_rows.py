@@ -13,7 +13,6 @@ from babylon_rl.episodes.decode import Fault, Step, decode
 from babylon_rl.episodes.quality import row_faults, sample_quality
 from babylon_rl.episodes.reading import by_agent, episode
 from babylon_rl.episodes.trajectories import (
-    LoggedSteps,
     SequenceRules,
     StepPlaces,
     embedded_sequences,
@@ -106,8 +105,8 @@ def trajectory(of: TrajectoryRow, logs: list[CallLogRow]) -> Trajectory | None:
         return embedded_sequences(whole, decoded.completed, RULES)
     if not logs:
         return synthetic_sequences(whole, decoded.completed)
-    held = LoggedSteps(whole, StepPlaces.of(decoded.recorded))
-    counted, found = with_logs(held, logs, RULES, texts=False), with_logs(held, list(reversed(logs)), RULES, texts=True)
+    held = whole, StepPlaces.of(decoded.recorded)
+    counted, found = with_logs(*held, logs, RULES, texts=False), with_logs(*held, list(reversed(logs)), RULES, texts=True)
     assert (counted.content, counted.trainable_sequences) == (found.content, found.trainable_sequences)
     return found
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.judge.prompt.request import LEAST_TOKENS, MOST_CANDIDATES, Condensed, SharedLines, StepText, condense, in_full
+from babylon_rl.judge.prompt.request import LEAST_TOKENS, MOST_CANDIDATES, Condensed, StepText, condense, in_full, shared_lines
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl_tests.repeatable import repeatable
 
@@ -110,12 +110,12 @@ def test_shared_lines_are_those_that_save_most_in_order_of_first_occurrence() ->
     long, often, rare = "a line that many agents were served " * 3, "a shorter line, but often served", "a line that one agent was served"
     lines = [rare, often, long, "short", often, "short", long, often]
 
-    def within(tokens: int) -> dict[str, int]:
-        return dict(SharedLines.of(lambda: iter(lines), tokens, len).numbers)
+    def within(tokens: int) -> dict[str, str]:
+        return shared_lines(lambda: iter(lines), tokens, len)
 
-    assert within(1000) == {often: 1, long: 2}
-    assert within(len(long) + 10) == {long: 1}  # of both the longer saves more
-    assert within(len(often) + 10) == {often: 1}
+    assert within(1000) == {often: "[1]", long: "[2]"}
+    assert within(len(long) + 10) == {long: "[1]"}  # of both the longer saves more
+    assert within(len(often) + 10) == {often: "[1]"}
     assert within(10) == {}
 
 
@@ -127,5 +127,5 @@ def test_of_very_many_shared_lines_only_those_that_save_most_are_weighed() -> No
         counted.append(text)
         return 10**9
 
-    assert SharedLines.of(lambda: iter(lines * 2), 1000, count).numbers == {}
+    assert shared_lines(lambda: iter(lines * 2), 1000, count) == {}
     assert counted == lines[:MOST_CANDIDATES]

@@ -240,7 +240,7 @@ def test_a_find_says_where_and_how_it_reads() -> None:
     (leak,) = find_leaks([{"role": "user", "content": text}], "hold")
     excerpt = "VER THE HOUR OPENLIE WENT FROM $450 TO $471.5, A CHANGE OF 4.77778 %: BULLISH."
     assert leak == Leak("outcome", "message 0 (user)", excerpt)
-    assert leak.detail == f"message 0 (user): {excerpt}"
+    assert (leak.where, leak.excerpt) == ("message 0 (user)", excerpt)
 
 
 def test_a_value_of_another_type_is_refused() -> None:

@@ -47,7 +47,7 @@ def test_every_episode_stands_in_a_block_of_its_own_with_its_result_before_it(se
     assert {request.ids[identity]: pnl for identity, pnl in read.pnl.items()} == {f"agent-{number}": str(number) for number in range(6)}
     assert list(read.blocks) == list(request.ids) and read.nonce == request.nonce
     assert (read.context, read.common) == ("Everything rose.", "[1] You trade.")
-    assert (request.window, request.order, request.part, request.model) == (WINDOW, 0, 0, MODEL)
+    assert (request.group.window, request.order, request.part, request.model) == (WINDOW, 0, 0, MODEL)
 
 
 def test_an_agents_id_stands_nowhere(settings: Settings) -> None:

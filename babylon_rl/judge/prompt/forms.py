@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from babylon_rl.judge.prompt.injection import MASK, Flag, find_flags, masked, masked_once
-from babylon_rl.judge.prompt.request import RenderedGroup, derived
+from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup, derived
 from babylon_rl.versions import content_version
 
 MOST_LOOKED_AT = 6  # agents of such an hour whose words are left out in turn
@@ -55,7 +55,7 @@ def masked_form(group: RenderedGroup) -> MaskedGroup | None:
     if not group.flags and not group.context_flags:
         return None
     context, common = tuple(map(masked, group.context)), "\n".join(map(masked, group.common.splitlines()))
-    form = _form(replace(group, context=context, common=common), "masked", lambda _: _mapped(("saw", "said", "did"), masked))
+    form = _form(replace(group, context=context, common=common), "masked", lambda one: _mapped(one.text, ("saw", "said", "did"), masked))
     names = [*(episode.agent_id for episode in group.episodes), "context", "shown to several"]
     passages = [
         (name, shown.strip())
@@ -68,7 +68,7 @@ def masked_form(group: RenderedGroup) -> MaskedGroup | None:
     found = {name for name, _ in passages}
     suspects = tuple(name for name in names[:-2] if name in found or not found.isdisjoint(names[-2:]))
     most = max([1, *(episode.text.count(MASK) for episode in form.episodes)])
-    placebo = _form(group, "placebo", lambda _: _masked_at_most(most))
+    placebo = _form(group, "placebo", lambda one: _masked_at_most(one.text, most))
     return MaskedGroup(form, tuple(f"{name}: {shown}" for name, shown in passages), placebo, suspects)
 
 
@@ -83,8 +83,11 @@ def looked_at(group: RenderedGroup, secret: bytes, every: int) -> list[str]:
 
 def without_words(group: RenderedGroup, agent: str) -> RenderedGroup:
     """The group without the words, posts and messages of ``agent``; its actions stay, with short parameters."""
-    silent = lambda text: _mapped(("did",), _deed)(_mapped(("said",), lambda _: "")(text))  # noqa: E731
-    return _form(group, f"without the words of {agent}", lambda one: silent if one == agent else str)
+
+    def silent(one: RenderedEpisode) -> str:
+        return _mapped(_mapped(one.text, ("said",), lambda _: ""), ("did",), _deed) if one.agent_id == agent else one.text
+
+    return _form(group, f"without the words of {agent}", silent)
 
 
 def _deed(line: str) -> str:
@@ -96,26 +99,24 @@ def _texts(group: RenderedGroup) -> list[str]:
     return [*(episode.text for episode in group.episodes), "\n".join(group.context), group.common]
 
 
-def _form(group: RenderedGroup, name: str, change: Callable[[str], Callable[[str], str]]) -> RenderedGroup:
-    """The group with the text of each agent's episode changed by ``change(agent)``."""
-    episodes = tuple(replace(episode, text=change(episode.agent_id)(episode.text)) for episode in group.episodes)
+def _form(group: RenderedGroup, name: str, text_of: Callable[[RenderedEpisode], str]) -> RenderedGroup:
+    """The group with other texts of its episodes."""
+    episodes = tuple(replace(episode, text=text_of(episode)) for episode in group.episodes)
     return replace(group, episodes=episodes, input_version=content_version([group.input_version, name]))
 
 
-def _masked_at_most(most: int) -> Callable[[str], str]:
-    left = most
-
+def _masked_at_most(text: str, left: int) -> str:
     def once(line: str) -> str:
         nonlocal left
         hidden = masked_once(line) if left else line
         left -= hidden != line
         return hidden
 
-    return _mapped(("said",), once)
+    return _mapped(text, ("said",), once)
 
 
-def _mapped(parts: tuple[str, ...], change: Callable[[str], str]) -> Callable[[str], str]:
-    """A change of an episode's text: of the lines of some parts, behind their heads; lines that become empty are left out."""
+def _mapped(text: str, parts: tuple[str, ...], change: Callable[[str], str]) -> str:
+    """An episode's text with the lines of some parts changed, behind their heads; lines that become empty are left out."""
 
     def line_of(line: str) -> str:
         head = _LINE.match(line)
@@ -124,4 +125,4 @@ def _mapped(parts: tuple[str, ...], change: Callable[[str], str]) -> Callable[[s
         changed = change(line[head.end() :])
         return line[: head.end()] + changed if changed else line[: head.start("part")].rstrip()
 
-    return lambda text: "\n".join(filter(None, map(line_of, text.splitlines())))
+    return "\n".join(filter(None, map(line_of, text.splitlines())))

@@ -88,11 +88,7 @@ class PrivateFields:
 
 
 def private_fields(settings: JudgeSettings, secret: bytes = b"") -> PrivateFields:
-    """Parse JUDGE_PRIVATE_FIELDS; hashes are keyed with ``secret``.
-
-    Raises:
-        SettingsError: it names an unknown field.
-    """
+    """Parse JUDGE_PRIVATE_FIELDS; hashes are keyed with ``secret``. Raises SettingsError: it names an unknown field."""
     treatments: dict[str, Treatment] = {}
     for entry in filter(None, (part.strip() for part in settings.judge_private_fields.split(","))):
         match = _ENTRY.fullmatch(entry)
@@ -209,7 +205,6 @@ def _at_marks(name: str) -> re.Pattern[str]:
 
 @functools.cache
 def _own_words() -> str:
-    """All words of the request's own fixed texts."""
     return " ".join([system_prompt(), *(re.sub(r"\{.*?\}", " ", template.text) for template in TEMPLATES), _STEPS_WORDS])
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from babylon_rl.episodes.decode import EnvironmentState, Fault, Step, StepCall, decode, recorded_value
 from babylon_rl.episodes.reading import by_rows
-from babylon_rl.episodes.trajectories import logged_calls, step_minutes
+from babylon_rl.episodes.trajectories import StepPlaces, calls_by_step, logged_call, step_minutes
 from babylon_rl.files.spill import Spill, Spilled
 from babylon_rl.judge.consensus import MIN_SUBGROUP
 from babylon_rl.judge.parts import Part, hour_parts, part_results
@@ -33,13 +33,14 @@ from babylon_rl.judge.prompt.request import (
     Condensed,
     RenderedEpisode,
     RenderedGroup,
-    SharedLines,
     StepText,
     condense,
     in_full,
+    named_lines,
     parts_lines,
     pieces,
     plain,
+    shared_lines,
 )
 from babylon_rl.llm.tokens import table_entry, token_counter
 from babylon_rl.market.outcomes import WindowOutcomes, stored_outcomes
@@ -62,8 +63,6 @@ _TEXT_KEYS = ("content", "text", "message", "body", "comment", "post")
 
 @dataclass(frozen=True, slots=True)
 class RecordedCall:
-    """One LLM call: prompts, response, and the reasoning recorded beside it."""
-
     system: str
     prompt: str
     response: str
@@ -101,40 +100,33 @@ def read_transcripts(connection: Connection, trajectory_ids: Sequence[str]) -> d
             silent[row.trajectory_id] = steps, minutes
     reasoning = logged_reasoning(connection, list(silent))
     # the rows of the log come in order of their trajectory, as groupby needs
-    for trajectory_id, logs in groupby(list(call_log_rows(connection, list(silent))), key=lambda log: log.trajectory_id):
-        steps, minutes = silent.pop(trajectory_id)
-        transcripts[trajectory_id] = _recorded(steps, logged_calls(logs, trajectory_id, steps), minutes, reasoning)
-    return transcripts | {
-        trajectory_id: _recorded(steps, [()] * len(steps), minutes, {}) for trajectory_id, (steps, minutes) in silent.items()
-    }
+    logged = {name: list(logs) for name, logs in groupby(call_log_rows(connection, list(silent)), key=lambda log: log.trajectory_id)}
+    for trajectory_id, (steps, minutes) in silent.items():
+        calls = calls_by_step(logged.get(trajectory_id, ()), trajectory_id, StepPlaces.of(steps), logged_call)
+        transcripts[trajectory_id] = _recorded(steps, calls, minutes, reasoning)
+    return transcripts
 
 
 def _recorded(
     steps: Sequence[Step], calls: Sequence[Sequence[StepCall]], minutes: Sequence[int], reasoning: dict[str, str]
 ) -> list[RecordedStep]:
-    recorded = []
-    for step, served, minute in zip(steps, calls, minutes, strict=True):
-        action = step.action
-        # reasons beside a call in the step; those of a logged call come by its id
-        notes = [call.reasoning for call in step.llm_calls or ()]
-        recorded.append(
-            RecordedStep(
-                step.environment_state,
-                action.action_type,
-                action.succeeded,
-                _shallow(recorded_value(action.parameters)),
-                _shallow(recorded_value(action.result)),
-                _shallow(recorded_value(action.error)),
-                _text(action.reasoning),
-                tuple(_call(call, notes[place] if place < len(notes) else None, reasoning) for place, call in enumerate(served)),
-                minute,
-            )
+    return [
+        RecordedStep(
+            step.environment_state,
+            step.action.action_type,
+            step.action.succeeded,
+            _shallow(recorded_value(step.action.parameters)),
+            _shallow(recorded_value(step.action.result)),
+            _shallow(recorded_value(step.action.error)),
+            _text(step.action.reasoning),
+            tuple(_call(call, reasoning) for call in served),
+            minute,
         )
-    return recorded
+        for step, served, minute in zip(steps, calls, minutes, strict=True)
+    ]
 
 
 def _shallow(value: Any, deep: int = _MOST_DEEP) -> Any:
-    """A JSON value down to ``deep`` levels."""
     if not isinstance(value, dict | list):
         return value
     if deep == 0:
@@ -144,12 +136,13 @@ def _shallow(value: Any, deep: int = _MOST_DEEP) -> Any:
     return {key: _shallow(entry, deep - 1) for key, entry in value.items()}
 
 
-def _call(call: StepCall, note: Any, reasoning: dict[str, str]) -> RecordedCall:
+def _call(call: StepCall, reasoning: dict[str, str]) -> RecordedCall:
     system, prompt = _text(call.system_prompt), _text(call.user_prompt)
     if isinstance(call.messages, list) and call.messages and not prompt:
         prompt = "\n".join(_text(message.get("content")) for message in call.messages if isinstance(message, dict))
+    # the reason beside a call in its step; that of a logged call comes by its id
     logged = reasoning.get(call.call_id, "") if isinstance(call.call_id, str) else ""
-    return RecordedCall(system, prompt, _text(call.response), _text(note) or logged)
+    return RecordedCall(system, prompt, _text(call.response), _text(call.reasoning) or logged)
 
 
 def _text(value: Any) -> str:
@@ -175,7 +168,6 @@ def _keys_of(value: Any) -> Iterator[str]:
 
 
 def render_steps(steps: Sequence[RecordedStep], rename: Callable[[str], str], private: PrivateFields) -> list[StepText]:
-    """Render the steps of an episode, numbered from 1."""
     return [_render_step(number, step, rename, private) for number, step in enumerate(steps, 1)]
 
 
@@ -259,20 +251,17 @@ def _allowed(step: RecordedStep, private: PrivateFields) -> Any:
 
 
 def _meaningful(parameters: Any, step: RecordedStep) -> Any:
+    """The parameters without numbers that the state holds, and without long numeric ids, which mean nothing to a reader."""
     if not isinstance(parameters, dict):
         return parameters
-    state_values = (step.state.agent_pnl, step.state.agent_balance)
-    return {key: value for key, value in parameters.items() if not _is_state(value, state_values) and not _is_bare_id(key, value)}
-
-
-def _is_state(value: Any, known: tuple[float, float]) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value != 0 and value in known
-
-
-def _is_bare_id(key: str, value: Any) -> bool:
-    """True for a long numeric id that means nothing to a reader."""
-    named = key.endswith("Id") and not key.startswith(("market", "question"))
-    return named and isinstance(value, str) and _GAME_ID.fullmatch(value) is not None
+    held = (step.state.agent_pnl, step.state.agent_balance)
+    meaningful = {}
+    for key, value in parameters.items():
+        is_state = isinstance(value, int | float) and not isinstance(value, bool) and value != 0 and value in held
+        names_id = key.endswith("Id") and not key.startswith(("market", "question"))
+        if not is_state and not (names_id and isinstance(value, str) and _GAME_ID.fullmatch(value)):
+            meaningful[key] = value
+    return meaningful
 
 
 def _result(step: RecordedStep, private: PrivateFields) -> Any:
@@ -399,12 +388,13 @@ def _written(
     )
     own = Spilled(kept, kept.write(rendered))
     # shared lines get numbers, so that each is paid for once
-    shared = SharedLines.of(lambda: (line for steps in own for step in steps for line in step.seen), int(budget * COMMON_SHARE), count)
+    shared = shared_lines(lambda: (line for steps in own for step in steps for line in step.seen), int(budget * COMMON_SHARE), count)
+    numbered = "\n".join(f"{number} {line}" for line, number in shared.items())
     # sizes in full decide how many episodes fit one request, and the share of each
     written = Spill[Condensed](settings.home)
     whole = Spilled(written, written.write(in_full(_numbered(steps, shared), count) for steps in own))
     sizes = [text.tokens for text in whole]
-    common = shared.text(text.text for text in whole)
+    common = named_lines(numbered, (text.text for text in whole))
     # 200 tokens for the sentences and tags around these texts, which request.py writes
     parts = hour_parts(episodes, max(1, int(budget * PARTS_SHARE) // (MIN_SUBGROUP * PART_TOKENS))) if settings.by_part else ()
     asked = [templates.system_prompt(settings.by_part), *parts_lines(outcomes.window, parts), "\n".join(sentences), common]
@@ -424,7 +414,7 @@ def _written(
         for episode, text, steps, begun in zip(episodes, whole, own, minutes, strict=True)
     )
     # shortening may have removed the last reference to a shared line
-    common = shared.text(episode.text for episode in shown)
+    common = named_lines(numbered, (episode.text for episode in shown))
     window = outcomes.window
     content: list[object] = [
         templates.RUBRIC_VERSION, window, sentences, common, max_episodes, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]
@@ -445,9 +435,8 @@ def _acted(episode: Episode, parts: Sequence[Part], minutes: Sequence[int], priv
     return tuple(found)
 
 
-def _numbered(steps: Sequence[StepText], shared: SharedLines) -> list[StepText]:
-    """The steps with numbers for shared lines."""
-    return [replace(step, seen=tuple(map(shared.written, step.seen))) for step in steps]
+def _numbered(steps: Sequence[StepText], shared: Mapping[str, str]) -> list[StepText]:
+    return [replace(step, seen=tuple(shared.get(line, line) for line in step.seen)) for step in steps]
 
 
 def _fitting(sentences: Sequence[str], most: int, count: Callable[[str], int]) -> list[str]:

@@ -78,7 +78,6 @@ class StepText:
         return min((self._written(candidate, before) for candidate in Detail if candidate <= detail), key=len)
 
     def _written(self, detail: Detail, before: "StepText | None") -> str:
-        """Text of the step at exactly this detail."""
         if detail == Detail.GONE:
             return ""
         if detail == Detail.ACTION:
@@ -113,7 +112,6 @@ class Condensed:
 
 
 def in_full(steps: Sequence[StepText], count: Callable[[str], int]) -> Condensed:
-    """An episode's text without any loss."""
     text = _text(steps, [Detail.FULL] * len(steps))
     return Condensed(text, count(text))
 
@@ -235,39 +233,23 @@ def _scalar(value: Any) -> str:
     return str(value)
 
 
-@dataclass
-class SharedLines:
-    """Lines of a group that occur more than once, numbered in order of first occurrence."""
+def shared_lines(lines: Callable[[], Iterable[str]], most_tokens: int, count: Callable[[str], int]) -> dict[str, str]:
+    """Select the lines that save most when numbered, up to ``most_tokens`` tokens: line -> ``[number]``, in order of first occurrence.
 
-    numbers: Mapping[str, int]
-
-    @classmethod
-    def of(cls, lines: Callable[[], Iterable[str]], most_tokens: int, count: Callable[[str], int]) -> "SharedLines":
-        """Select the lines that save most when numbered, up to ``most_tokens`` tokens.
-
-        ``lines`` is called twice, so that of a large hour's lines only their hashes and MOST_CANDIDATES of them are in memory.
-        """
-        times = Counter(hash(line) for line in lines() if len(line) >= _LEAST)  # in order of first occurrence
-        # greedy by characters saved; the line itself breaks ties, so the result is deterministic
-        candidates = heapq.nsmallest(MOST_CANDIDATES, _repeated(lines(), times), lambda line: (-(times[hash(line)] - 1) * len(line), line))
-        left, chosen = most_tokens, dict[int, str]()
-        for line in candidates:
-            cost = count(line) + _NUMBER_TOKENS
-            if cost <= left:
-                left -= cost
-                chosen[hash(line)] = line
-            if left <= _NUMBER_TOKENS:
-                break  # no line fits
-        return cls({chosen[key]: number for number, key in enumerate((key for key in times if key in chosen), 1)})
-
-    def written(self, line: str) -> str:
-        """The line's number if it is shared, else the line."""
-        number = self.numbers.get(line)
-        return line if number is None else f"[{number}]"
-
-    def text(self, shown: Iterable[str]) -> str:
-        """The numbered lines that some shown texts refer to, one per line."""
-        return named_lines("\n".join(f"[{number}] {line}" for line, number in self.numbers.items()), shown)
+    ``lines`` is called twice, so that of a large hour's lines only their hashes and MOST_CANDIDATES of them are in memory.
+    """
+    times = Counter(hash(line) for line in lines() if len(line) >= _LEAST)  # in order of first occurrence
+    # greedy by characters saved; the line itself breaks ties, so the result is deterministic
+    candidates = heapq.nsmallest(MOST_CANDIDATES, _repeated(lines(), times), lambda line: (-(times[hash(line)] - 1) * len(line), line))
+    left, chosen = most_tokens, dict[int, str]()
+    for line in candidates:
+        cost = count(line) + _NUMBER_TOKENS
+        if cost <= left:
+            left -= cost
+            chosen[hash(line)] = line
+        if left <= _NUMBER_TOKENS:
+            break  # no line fits
+    return {chosen[key]: f"[{number}]" for number, key in enumerate((key for key in times if key in chosen), 1)}
 
 
 def _repeated(lines: Iterable[str], times: Mapping[int, int]) -> Iterator[str]:
@@ -340,12 +322,10 @@ class RenderedGroup:
 
     @property
     def left_out(self) -> int:
-        """Steps left out, over all episodes."""
         return sum(episode.left_out for episode in self.episodes)
 
     @property
     def steps(self) -> int:
-        """Steps of all episodes."""
         return sum(episode.steps for episode in self.episodes)
 
     @property
@@ -382,13 +362,7 @@ class JudgeRequest:
     server: str = ""
 
     @property
-    def window(self) -> str:
-        """The group's hour."""
-        return self.group.window
-
-    @property
     def messages(self) -> tuple[dict[str, str], ...]:
-        """Messages as they are sent."""
         user = _user_text(self.group, self.shown, list(self.ids), self.nonce)
         return ({"role": "system", "content": system_prompt(by_part=bool(self.group.parts))}, {"role": "user", "content": user})
 
@@ -431,7 +405,6 @@ class JudgeRequest:
 
     @property
     def answer_tokens(self) -> int:
-        """Expected number of tokens of the answer."""
         return len(self.ids) * (_EPISODE_TOKENS + len(self.group.parts) * _MARK_TOKENS)
 
     @property
@@ -515,7 +488,6 @@ def _block(tag: str, attributes: str, nonce: str, text: str) -> list[str]:
 
 
 def derived(secret: bytes, group: RenderedGroup, *parts: str) -> bytes:
-    """Keyed hash of the group and some names."""
     # none of the names can hold \0, so no two lists of names are joined to the same message
     message = "\0".join((group.window, group.input_version, *parts))
     return hmac.new(secret, message.encode("utf-8", "replace"), hashlib.sha256).digest()

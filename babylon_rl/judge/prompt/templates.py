@@ -200,7 +200,6 @@ def folded(text: str) -> str:
 
 
 def _written(kind: str, value: Any) -> str:
-    """A value as it is written in a field of this type."""
     if kind == "text":
         line = " ".join(str(value).split())
         return line if len(line) <= TEXT_CHARACTERS else line[: TEXT_CHARACTERS - 1] + "…"
@@ -247,7 +246,6 @@ def market_terms(outcomes: WindowOutcomes) -> list[str]:
 
 
 def market_context(outcomes: WindowOutcomes) -> list[str]:
-    """Sentences on the market as a whole, the stocks and the questions."""
     if not outcomes.stocks and not outcomes.predictions:
         return []
     whole = fill_template(MARKET, window=outcomes.window, mean=_short(outcomes.mean_change), volatility=_short(outcomes.volatility))
