@@ -86,28 +86,28 @@ def length_moments(scores: Sequence[float], lengths: Sequence[float], pnls: Sequ
 
 def length_correlation(groups: Sequence[Moments]) -> Estimate | None:
     """Partial correlation of score and length given P&L, -1..1; interval on Fisher's scale."""
-    return _jackknifed(groups, _correlation, _fisher, math.tanh)
+
+    def correlation(moments: Moments) -> float | None:
+        left = _less_money(moments)
+        if left is None:
+            return None
+        if left[0, 0] <= _TINY * moments[0, 0] or left[1, 1] <= _TINY * moments[1, 1]:
+            return 0.0  # P&L explains one of them wholly
+        return float(np.clip(left[0, 1] / math.sqrt(left[0, 0] * left[1, 1]), -1, 1))
+
+    return _jackknifed(groups, correlation, lambda value: math.atanh(max(-_NEARLY, min(_NEARLY, value))), math.tanh)
 
 
 def length_points(groups: Sequence[Moments]) -> Estimate | None:
     """Score of a group's longest transcript less that of the shortest, at equal P&L."""
-    return _jackknifed(groups, _points, float, float)
 
+    def points(moments: Moments) -> float | None:
+        left = _less_money(moments)
+        if left is None or left[1, 1] <= _TINY * moments[1, 1]:
+            return None
+        return float(left[0, 1] / left[1, 1])  # ranks of length run over one unit
 
-def _correlation(moments: Moments) -> float | None:
-    left = _less_money(moments)
-    if left is None:
-        return None
-    if left[0, 0] <= _TINY * moments[0, 0] or left[1, 1] <= _TINY * moments[1, 1]:
-        return 0.0  # P&L explains one of them wholly
-    return float(np.clip(left[0, 1] / math.sqrt(left[0, 0] * left[1, 1]), -1, 1))
-
-
-def _points(moments: Moments) -> float | None:
-    left = _less_money(moments)
-    if left is None or left[1, 1] <= _TINY * moments[1, 1]:
-        return None
-    return float(left[0, 1] / left[1, 1])  # ranks of length run over one unit
+    return _jackknifed(groups, points, float, float)
 
 
 def _less_money(moments: Moments) -> Moments | None:
@@ -126,9 +126,8 @@ def _jackknifed(
     unscaled: Callable[[float], float],
 ) -> Estimate | None:
     """Estimate of ``measure`` with a jackknife interval over groups, computed on the scale of ``scaled``."""
-    whole = np.sum(groups, axis=0) if groups else None
-    value = None if whole is None else measure(whole)
-    if whole is None or value is None:
+    whole: Moments = np.sum(groups, axis=0)
+    if not groups or (value := measure(whole)) is None:
         return None
     # the measure with each group left out in turn; sums make that a subtraction
     left_out = [scaled(estimate) for group in groups if (estimate := measure(whole - group)) is not None]
@@ -138,10 +137,6 @@ def _jackknifed(
     error = math.sqrt((count - 1) / count * math.fsum((estimate - middle) ** 2 for estimate in left_out))
     half = _quantile(count - 1) * error
     return Estimate(value, unscaled(scaled(value) - half), unscaled(scaled(value) + half), len(groups))
-
-
-def _fisher(correlation: float) -> float:
-    return math.atanh(max(-_NEARLY, min(_NEARLY, correlation)))
 
 
 def _quantile(freedom: int) -> float:
@@ -184,7 +179,6 @@ class GroupSums:
     points: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, hour: HourVerdicts) -> None:
-        """Add one group."""
         group, judgement = hour.group, hour.group.judgement
         played = [(score, hour.played[score.agent_id][0]) for score in hour.scores if score.agent_id in hour.played]
         with_pnl = [(score, max(-MOST_USD, min(MOST_USD, pnl))) for score, pnl in played if math.isfinite(pnl)]
@@ -222,11 +216,11 @@ class GroupSums:
         if not seen:
             return
         placed = [(fmean(score.places), fmean(score.order_scores)) for score in seen]
-        self.mean_places.append(_variance([place for place, _ in placed]))
+        middle = fmean(place for place, _ in placed)
+        self.mean_places.append(fmean((place - middle) ** 2 for place, _ in placed))
         # one order: an episode has no mean of its own, so that of the group stands in
         if max(len(score.places) for score in seen) == 1:
-            middle = (fmean(place for place, _ in placed), fmean(score for _, score in placed))
-            placed = [middle] * len(seen)
+            placed = [(middle, fmean(score for _, score in placed))] * len(seen)
         pairs = [
             (place, place - own_place, value - own_score)
             for score, (own_place, own_score) in zip(seen, placed, strict=True)
@@ -234,11 +228,6 @@ class GroupSums:
         ]
         self.slopes.append((math.fsum(x * y for _, x, y in pairs), math.fsum(x * x for _, x, _ in pairs)))
         _bin(self.by_place, [(place, deviation) for place, _, deviation in pairs])
-
-    @property
-    def mean_place_deviation(self) -> float:
-        """Standard deviation of the mean places of a group's episodes; 0 with reversed pairs."""
-        return math.sqrt(fmean(self.mean_places)) if self.mean_places else 0.0
 
 
 def bin_estimates(bins: Bins) -> list[tuple[float, Estimate]]:
@@ -254,8 +243,3 @@ def _bin(bins: Bins, pairs: Sequence[tuple[float, float]]) -> None:
         by_bin.setdefault(min(len(bins) - 1, int(place * len(bins))), []).append((place, value))
     for number, own in by_bin.items():
         bins[number].append((fmean(place for place, _ in own), fmean(value for _, value in own)))
-
-
-def _variance(values: Sequence[float]) -> float:
-    middle = fmean(values)
-    return fmean((value - middle) ** 2 for value in values)

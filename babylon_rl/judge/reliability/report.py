@@ -66,7 +66,6 @@ class ReliabilityReport:
     stale: int
     quarantined: int
     pending: int
-    without_spread: int
     orders: float | None
     further_orders: int
     self_difference: Estimate | None
@@ -129,13 +128,12 @@ def reliability_report(
         stale=sum(hour.stale for hour in hours),
         quarantined=quarantined,
         pending=pending,
-        without_spread=sums.without_spread,
         orders=fmean(sums.orders) if fewest else None,
         further_orders=sum(orders > fewest for orders in sums.orders),
         self_difference=mean_estimate([point.disagreement for point in sums.hours if point.disagreement is not None]),
         self_tau=mean_estimate([point.tau for point in sums.hours if point.tau is not None]),
         position_slope=slope,
-        position_left=None if slope is None else abs(slope.value) * sums.mean_place_deviation,
+        position_left=None if slope is None else abs(slope.value) * math.sqrt(fmean(sums.mean_places)),
         length_correlation=length_correlation(sums.lengths),
         length_points=length_points(sums.lengths),
         pnl_correlation=mean_estimate([point.pnl_correlation for point in sums.hours if point.pnl_correlation is not None]),
@@ -176,15 +174,9 @@ def audited_scores(orders: Mapping[int, Sequence[Mapping[str, float]]], agents: 
     ``orders`` has the parts of a group in each order, agent id -> score: an order of which a part is missing
     does not count.
     """
-    merged = []
-    for parts in orders.values():
-        covered = {agent for part in parts for agent in part}
-        # parts overlap in their anchors; without a common agent they cannot be merged
-        if covered == set(agents) and set.intersection(*(set(part) for part in parts)):
-            merged.append(merge(parts))
-    if not merged:
-        return None
-    return {agent: math.fsum(order[agent] for order in merged) / len(merged) for agent in agents}
+    # parts overlap in their anchors; without a common agent they cannot be merged
+    merged = [merge(parts) for parts in orders.values() if set().union(*parts) == set(agents) and set(parts[0]).intersection(*parts)]
+    return {agent: math.fsum(order[agent] for order in merged) / len(merged) for agent in agents} if merged else None
 
 
 def report_document(report: ReliabilityReport) -> dict[str, Any]:
@@ -205,7 +197,7 @@ def report_document(report: ReliabilityReport) -> dict[str, Any]:
         "quarantined": report.quarantined,
         "quarantinedShare": report.quarantined_share,
         "pending": report.pending,
-        "withoutSpread": report.without_spread,
+        "withoutSpread": report.sums.without_spread,
         "selfAgreement": _self_agreement(report),
         "positionBias": _estimate(report.position_slope, "slope", leftInScores=report.position_left, places=places),
         "lengthBias": _estimate(report.length_correlation, "partialCorrelation", points=_estimate(report.length_points)),
@@ -289,7 +281,7 @@ def _groups(report: ReliabilityReport) -> tuple[str, str]:
     share = report.quarantined_share
     if share is not None and report.judge != HEURISTIC:
         parts += [f"{report.quarantined} more in quarantine ({share:.1%})", f"{report.pending} wait"]
-    for count, words in ((report.stale, "stale"), (report.without_spread, "with one score for all")):
+    for count, words in ((report.stale, "stale"), (report.sums.without_spread, "with one score for all")):
         parts += [f"{count} {words}"] if count else []
     if report.sums.flagged:
         parts.append(f"{report.sums.flagged} episodes speak to the judge")
