@@ -110,7 +110,6 @@ class ChatClient:
         return self._started().call(partial(self.complete, messages, **options))
 
     async def aclose(self) -> None:
-        """Close the connections of this event loop."""
         if opened := self._open.pop(asyncio.get_running_loop(), None):
             await opened[0].aclose()
 
@@ -137,7 +136,6 @@ class ChatClient:
         self.close()
 
     def _of_this_loop(self) -> tuple[OpenAITransport, Retrier]:
-        """Transport and retrier of the running loop."""
         # Connections belong to the loop that opened them, and threads may use a loop each.
         loop = asyncio.get_running_loop()
         if loop not in self._open:
@@ -175,7 +173,6 @@ class ChatClient:
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
     def _unavailable(self, failed: CallFailed) -> ModelUnavailable:
-        """The error for a failed call."""
         url = f"{self.shown_url}/chat/completions"
         if not failed.is_worth_a_retry:
             return ModelUnavailable(f"{url} refused the request with {failed}")

@@ -189,7 +189,6 @@ class Retrier:
         raise AssertionError("the last attempt raises")
 
     def _wait_s(self, state: "RetryCallState") -> float:
-        """Seconds to wait before the next try."""
         bound = min(self._retries.longest_wait_s, self._retries.first_wait_s * 2.0 ** (state.attempt_number - 1))
         return max(self._jitter.uniform(0, bound), self._not_before - self._clock())
 

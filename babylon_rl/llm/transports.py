@@ -177,7 +177,6 @@ class OpenAITransport:
         return self._read(content)
 
     async def aclose(self) -> None:
-        """Close the connections."""
         if self._session is not None:
             await self._session.close()
 
@@ -215,7 +214,6 @@ class OpenAITransport:
         )  # fmt: skip
 
     def _logprobs(self, choice: Mapping[str, Any], content: bytes) -> list[dict[str, Any]] | None:
-        """Log-probabilities of the answer's tokens, None without any."""
         entries = _object(choice.get("logprobs")).get("content")
         if entries is None:
             return None

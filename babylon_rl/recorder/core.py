@@ -31,7 +31,6 @@ _ACTION_NAMES = {"type": "actionType", "params": "parameters"}
 
 
 def new_uuid() -> str:
-    """Return a fresh id for a trajectory or a row."""
     return str(uuid4())
 
 
@@ -213,7 +212,6 @@ class RecorderCalls:
         return replace(written, unfinished=sum(trajectory is not None for trajectory in tuple(self._open.values())))
 
     def _last_report(self) -> RecorderReport:
-        """The report of a closed recorder; trajectories that never ended are logged."""
         report = self.report()
         if report.unfinished:
             _LOG.warning(report.sentence)
@@ -275,7 +273,6 @@ def require_all(report: RecorderReport) -> None:
 
 
 def status_after(failed: BaseException) -> str:
-    """Return the status of a trajectory that an exception ends."""
     if isinstance(failed, TimeoutError):
         return "timeout"
     # Not an Exception: a cancelled task, KeyboardInterrupt or SystemExit.

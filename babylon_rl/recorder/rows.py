@@ -31,7 +31,6 @@ class Recording:
 
     @property
     def trajectory_id(self) -> str:
-        """Id that the recorder gave to the agent."""
         return str(self.columns["trajectoryId"])
 
     @property
@@ -53,7 +52,6 @@ class FinishedStep:
     success: bool
 
     def json(self, with_calls: bool) -> str:
-        """Return the step as JSON text of stepsJson."""
         calls = ",".join(call.json for call in self.calls) if with_calls else ""
         return f'{self.head},"llmCalls":[{calls}],{self.tail}'
 

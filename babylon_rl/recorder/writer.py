@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import psycopg
 from pydantic import SecretStr
@@ -51,7 +52,6 @@ class RecorderReport:
 
     @property
     def sentence(self) -> str:
-        """The counts as one sentence."""
         why = f" First: {self.reasons[0]}" if self.reasons else ""
         return (
             f"{self.recorded} trajectories recorded, {self.waiting} waiting, {self.rejected} rejected, {self.lost} lost, "
@@ -86,7 +86,12 @@ class BackgroundWriter:
         """Take a trajectory if there is room, without waiting; False if there is none. Raises UsageError as ``put``."""
         with self._changed:
             self._require_open()
-            return self._take(recording)
+            if len(self._waiting) >= self._room:
+                return False
+            self._waiting.append(recording)
+            self._handed += 1
+            self._changed.notify_all()
+            return True
 
     def put(self, recording: Recording) -> None:
         """Take a trajectory, waiting for room.
@@ -98,12 +103,10 @@ class BackgroundWriter:
         with self._changed:
             self._require_open()
             self._changed.wait_for(lambda: len(self._waiting) < self._room or self._closing.is_set(), self.patience_s)
-            self._require_open()
-            if not self._take(recording):
+            if not self.offer(recording):
                 raise self.full()
 
     def full(self) -> DatabaseUnreachable:
-        """Return the error for a full queue."""
         return DatabaseUnreachable(
             f"{self._room} recorded trajectories have waited {self.patience_s:g} s for the database. Check that it runs; "
             "this trajectory is still open, so end it again when it does."
@@ -124,7 +127,6 @@ class BackgroundWriter:
                 raise DatabaseUnreachable(f"{waiting} recorded trajectories were not written within {wait_s:g} s. Check the database.")
 
     def report(self) -> RecorderReport:
-        """Return the counts of trajectories so far."""
         with self._changed:
             waiting = self._handed - self._recorded - self._rejected
             lost = waiting if self._closed else 0
@@ -155,14 +157,6 @@ class BackgroundWriter:
             raise UsageError("The recorder is closed: what ends now is not recorded.")
         if not self._thread.is_alive():
             raise DatabaseUnreachable("The recorder's thread has died; its error was printed. Make a new recorder.")
-
-    def _take(self, recording: Recording) -> bool:
-        if len(self._waiting) >= self._room:
-            return False
-        self._waiting.append(recording)
-        self._handed += 1
-        self._changed.notify_all()
-        return True
 
     def _run(self) -> None:
         while batch := self._next_batch():
@@ -219,7 +213,16 @@ class BackgroundWriter:
             reason = None if self._stored(part) else _reason(part[0], fault)
         for recording in part:
             del unsettled[id(recording)]
-        self._count(len(part), reason)
+        if reason is not None:
+            _LOG.error(reason)
+        with self._changed:
+            if reason is None:
+                self._recorded += len(part)
+            else:
+                self._rejected += len(part)
+                # The report keeps the first reasons only; the log has all.
+                self._reasons += [reason] if len(self._reasons) < _REASONS else []
+            self._changed.notify_all()
 
     def _write(self, part: Sequence[Recording], again: bool) -> None:
         connection = self._connected()
@@ -252,18 +255,6 @@ class BackgroundWriter:
                 time.sleep(_LAST_PAUSE_S)
         return not self._closing.is_set() or time.monotonic() < self._give_up_at
 
-    def _count(self, settled: int, reason: str | None) -> None:
-        if reason is not None:
-            _LOG.error(reason)
-        with self._changed:
-            if reason is None:
-                self._recorded += settled
-            else:
-                self._rejected += settled
-                # The report keeps the first reasons only; the log has all.
-                self._reasons += [reason] if len(self._reasons) < _REASONS else []
-            self._changed.notify_all()
-
 
 def _reason(recording: Recording, fault: psycopg.Error) -> str:
     agent, trajectory = recording.columns["agentId"], recording.trajectory_id
@@ -277,10 +268,7 @@ def open_writer(
 ) -> tuple[BackgroundWriter | None, float]:
     """Return (writer, sampling rate), or (None, 0) without a database if the settings disable recording.
 
-    ``url`` replaces DATABASE_URL; without either the embedded database is held until ``stack`` closes.
-
-    Raises:
-        DatabaseUnreachable, SchemaMismatch, SettingsError: nothing could be recorded there.
+    ``url`` replaces DATABASE_URL; without either the embedded database is held until ``stack`` closes. Raises as ``connect``.
     """
     # The off switch comes first: without recording nothing needs a database.
     chosen = settings if settings is not None else load_settings()
@@ -292,8 +280,5 @@ def open_writer(
     # Fail at once, not when the first trajectory ends.
     with database.connect() as connection:
         require_recording_tables(connection)
-
-    def connect() -> Connection:
-        return database.connect(autocommit=True)
-
-    return BackgroundWriter(connect, room=room, patience_s=patience_s), chosen.trajectory_sampling_rate
+    writer = BackgroundWriter(partial(database.connect, autocommit=True), room=room, patience_s=patience_s)
+    return writer, chosen.trajectory_sampling_rate
