@@ -198,13 +198,16 @@ def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for part, (mean, to, stretch) in zip(parts, _maps([[part[agent] for agent in anchors] for part in parts]), strict=True):
         for agent, score in part.items():
             gathered.setdefault(agent, []).append(to + (score - mean) * stretch)
-    return _within({agent: fmean(scores) for agent, scores in sorted(gathered.items())})
+    merged = {agent: fmean(scores) for agent, scores in sorted(gathered.items())}
+    # compressed linearly if one lies outside 0 to 1
+    low, high = min(0.0, *merged.values()), max(1.0, *merged.values())
+    return {agent: round((score - low) / (high - low), DECIMALS) for agent, score in merged.items()}
 
 
 def _maps(anchors: Sequence[Sequence[float]]) -> list[tuple[float, float, float]]:
     """Map of each part: mean of its anchors, target of that mean, stretch."""
     moments = [_moments(scores) for scores in anchors]
-    means, deviations = [mean for mean, _ in moments], [deviation for _, deviation in moments]
+    means, deviations = zip(*moments, strict=True)
     middle, width, count = fmean(means), fmean(deviations), len(anchors[0])
     # two anchors give a shift but no scale
     scales = count > 2 and min(deviations) > _NOTHING
@@ -235,12 +238,6 @@ def _spread(values: Sequence[float]) -> float:
 def _moments(values: Sequence[float]) -> tuple[float, float]:
     """Mean and population standard deviation."""
     return fmean(values), math.sqrt(_spread(values) / len(values))
-
-
-def _within(scores: Mapping[str, float]) -> dict[str, float]:
-    """The scores, compressed linearly if one lies outside 0 to 1."""
-    low, high = min(0.0, *scores.values()), max(1.0, *scores.values())
-    return {agent: round((score - low) / (high - low), DECIMALS) for agent, score in scores.items()}
 
 
 ADVANTAGE_SCALE = 0.12  # of the advantages of parts and of answers: (score - group mean) / this, however little a group differs

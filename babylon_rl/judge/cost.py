@@ -50,7 +50,9 @@ def estimate_hours(
     # without a stored secret there are no stored answers, and ids made with any other are as long
     secret = read_secret(connection) or secrets.token_bytes(32)
     answers, unusable = count_answers(connection, settings.judge_model)
-    tries = _likely_tries(answers, unusable, settings)
+    share = (unusable + LIKELY_UNUSABLE * ANSWERS_TO_GO_BY) / (answers + ANSWERS_TO_GO_BY)
+    # mean number of answers up to the first usable one, where each is usable with the same chance
+    tries = min(float(settings.judge_tries), 1 / (1 - share))
     looks = answers >= settings.judge_look_after
     costs = []
     for some in in_parts(windows, HOURS_PLANNED_AT_ONCE):
@@ -99,10 +101,3 @@ def _tokens(requests: Sequence[JudgeRequest]) -> tuple[int, int]:
 def _usd(requests: Sequence[JudgeRequest], settings: JudgeSettings, tries: float = 1.0) -> float | None:
     usd = price(settings.judge_model, *_tokens(requests)) if requests else 0.0
     return None if usd is None else tries * usd
-
-
-def _likely_tries(answers: int, unusable: int, settings: JudgeSettings) -> float:
-    """Expected answers per request, from this judge's share of unusable answers. Without answers so far, the share is 5 %."""
-    share = (unusable + LIKELY_UNUSABLE * ANSWERS_TO_GO_BY) / (answers + ANSWERS_TO_GO_BY)
-    # mean number of answers up to the first usable one, where each is usable with the same chance
-    return min(float(settings.judge_tries), 1 / (1 - share))

@@ -208,13 +208,12 @@ def _telling(hour: HourVerdicts, hidden: Sequence[HiddenAnswer]) -> list[str]:
 
 def _open_answers(connection: Connection, windows: Sequence[str], settings: HourSettings) -> dict[str, list[HiddenAnswer]]:
     markets = read_many_outcomes(connection, windows, settings)
-    open_ = {window: [question for question in market.predictions if question.outcome == UNRESOLVED] for window, market in markets.items()}
-    answers = hidden_answers(connection, sorted({question.market_id for asked in open_.values() for question in asked}))
+    answers = hidden_answers(connection, sorted({question.market_id for market in markets.values() for question in market.predictions}))
     return {
         window: [
             HiddenAnswer((market_name(question.market_id, question.question_number), question.question), answers[question.market_id])
-            for question in asked
-            if question.market_id in answers
+            for question in market.predictions
+            if question.outcome == UNRESOLVED and question.market_id in answers
         ]
-        for window, asked in open_.items()
+        for window, market in markets.items()
     }
