@@ -120,14 +120,12 @@ def summarize(rows: int, faults: Iterable[tuple[str, str]]) -> list[Check]:
     failed: dict[str, list[str]] = {name: [] for name in CHECKS}
     for trajectory_id, name in faults:
         failed[name].append(trajectory_id)
-    checks = []
-    for name, (status, sentence) in CHECKS.items():
-        ids = sorted(failed[name])
-        if ids:
-            checks.append(Check(name, status, f"{len(ids)} of {rows} rows: {sentence}{named(ids, len(ids))}"))
-        else:
-            checks.append(Check(name, "PASS", f"{rows} rows"))
-    return checks
+    return [
+        Check(name, status, f"{len(ids)} of {rows} rows: {sentence}{named(sorted(ids), len(ids))}")
+        if (ids := failed[name])
+        else Check(name, "PASS", f"{rows} rows")
+        for name, (status, sentence) in CHECKS.items()
+    ]
 
 
 def named(ids: Sequence[str], total: int) -> str:

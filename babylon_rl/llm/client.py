@@ -103,7 +103,11 @@ class ChatClient:
         try:
             return await retrier.run(attempt)
         except CallFailed as failed:
-            raise self._unavailable(failed) from None
+            url = f"{self.shown_url}/chat/completions"
+            if not failed.is_worth_a_retry:
+                raise ModelUnavailable(f"{url} refused the request with {failed}") from None
+            reason = f"{url} does not answer ({failed.attempts} tries): {str(failed).rstrip('.')}."
+            raise ModelUnavailable(f"{reason} Check the address and that the server runs.") from None
 
     def complete_now(self, messages: Sequence[dict[str, Any]], **options: Any) -> ChatAnswer:
         """``complete`` for callers without an event loop; concurrent threads share one loop."""
@@ -171,10 +175,3 @@ class ChatClient:
         """Its base URL without a user and password."""
         parts = urlsplit(self.base_url)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-    def _unavailable(self, failed: CallFailed) -> ModelUnavailable:
-        url = f"{self.shown_url}/chat/completions"
-        if not failed.is_worth_a_retry:
-            return ModelUnavailable(f"{url} refused the request with {failed}")
-        reason = str(failed).rstrip(".")
-        return ModelUnavailable(f"{url} does not answer ({failed.attempts} tries): {reason}. Check the address and that the server runs.")
