@@ -11,7 +11,24 @@ from babylon_rl.store.connection import Connection
 NOTHING = "no rows"
 
 
-def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
+@hourly_asset(
+    deps=["window_groups", "market_outcomes"],
+    group_name="judge",
+    code_version=answer_rules(AS_LOADED),
+    table="babylon_rl.answer_groups",
+    columns={
+        "window": ("varchar(50)", "The hour"),
+        "trajectoryId": ("text", "The trajectory of the call"),
+        "callId": ("text", "The recorded call whose prompt is answered"),
+        "modelVersion": ("text", "The version of ours that was asked"),
+        "answers": ("jsonb", "Counterfactual: answer, dollars of its tick, score 0 to 1, of every answer"),
+    },
+    says="With CREDIT=answers: replays every answer that a model could have given to its recorded prompts, in hours whose market can be "
+    "made again, and judges the answers to a prompt as a group. Nobody played them, and nothing counts them as played.",
+    when_red="the log of its run names the hour. An hour that cannot be replayed is no failure: its page says why, and it trains by the "
+    "hour.",
+)
+def answer_groups(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
     if (why := without_answers(babylon.settings)) is not None:
         return {window: HourReport(why, counts(0, answers=f"none: {why}")) for window in windows}
     replayed = sync_answer_groups(connection, windows, babylon.settings, babylon.now())
@@ -33,24 +50,3 @@ def _row(group: AnswerGroup) -> dict[str, Any]:
         "call": group.call_id, "version": group.model_version or "another model", "answers": len(group.answers), "best": best[0],
         "best $": best[1], "worst": worst[0], "worst $": worst[1],
     }  # fmt: skip
-
-
-answer_groups = hourly_asset(
-    "answer_groups",
-    _reports,
-    deps=["window_groups", "market_outcomes"],
-    group_name="judge",
-    code_version=answer_rules(AS_LOADED),
-    table="babylon_rl.answer_groups",
-    columns={
-        "window": ("varchar(50)", "The hour"),
-        "trajectoryId": ("text", "The trajectory of the call"),
-        "callId": ("text", "The recorded call whose prompt is answered"),
-        "modelVersion": ("text", "The version of ours that was asked"),
-        "answers": ("jsonb", "Counterfactual: answer, dollars of its tick, score 0 to 1, of every answer"),
-    },
-    says="With CREDIT=answers: replays every answer that a model could have given to its recorded prompts, in hours whose market can be "
-    "made again, and judges the answers to a prompt as a group. Nobody played them, and nothing counts them as played.",
-    when_red="the log of its run names the hour. An hour that cannot be replayed is no failure: its page says why, and it trains by the "
-    "hour.",
-)

@@ -11,7 +11,32 @@ from babylon_rl.store.hindsight import AgentCorrectness, HourHindsight, agent_co
 NOTHING = "no rows"
 
 
-def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
+@hourly_asset(
+    deps=["window_groups", "market_outcomes"],
+    group_name="market",
+    code_version=hindsight_rules(AS_LOADED),
+    table="babylon_rl.action_outcomes",
+    columns={
+        "window": ("varchar(50)", "The hour"),
+        "trajectoryId": ("text", "The trajectory that acted"),
+        "step": ("integer", "Place among its completed steps, from 0"),
+        "agentId": ("text", "Who acted"),
+        "actionType": ("text", "As recorded"),
+        "executed": ("boolean", "Whether the action succeeded"),
+        "kind": ("text", "prediction or stock"),
+        "target": ("text", "The name by which the action called it"),
+        "organizationId": ("text", "The organization that it means; empty for nobody or several"),
+        "marketId": ("text", "The question or market that it means"),
+        "side": ("text", "YES, NO, UP or DOWN"),
+        "outcome": ("text", "The official answer, once there is one"),
+        "changePercent": ("double precision", "The stock's change over the hour, in percent"),
+        "correct": ("boolean", "Whether it was right; empty while nobody knows"),
+    },
+    says="Says of every trade whether it was right, once that is known, and finds the training texts that hold what only became "
+    "known after the hour: they never train.",
+    when_red="the log of its run names the hour; it is made again by itself when an answer or a row of the hour changes.",
+)
+def hindsight(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
     reports = sync_hindsight(connection, windows, babylon.settings, babylon.now())
     agents = agent_correctness(connection, windows)
     return {window: _report(window, reports.get(window), agents[window], drawn=window in pictures) for window in windows}
@@ -38,32 +63,3 @@ def _report(window: str, seen: HourHindsight | None, agents: list[AgentCorrectne
             [{"agent": a.agent_id, "actions": a.actions, "known": a.known, "right": a.right, "share right": a.share} for a in agents]
         )
     return HourReport(seen.data_version, metadata)
-
-
-hindsight = hourly_asset(
-    "hindsight",
-    _reports,
-    deps=["window_groups", "market_outcomes"],
-    group_name="market",
-    code_version=hindsight_rules(AS_LOADED),
-    table="babylon_rl.action_outcomes",
-    columns={
-        "window": ("varchar(50)", "The hour"),
-        "trajectoryId": ("text", "The trajectory that acted"),
-        "step": ("integer", "Place among its completed steps, from 0"),
-        "agentId": ("text", "Who acted"),
-        "actionType": ("text", "As recorded"),
-        "executed": ("boolean", "Whether the action succeeded"),
-        "kind": ("text", "prediction or stock"),
-        "target": ("text", "The name by which the action called it"),
-        "organizationId": ("text", "The organization that it means; empty for nobody or several"),
-        "marketId": ("text", "The question or market that it means"),
-        "side": ("text", "YES, NO, UP or DOWN"),
-        "outcome": ("text", "The official answer, once there is one"),
-        "changePercent": ("double precision", "The stock's change over the hour, in percent"),
-        "correct": ("boolean", "Whether it was right; empty while nobody knows"),
-    },
-    says="Says of every trade whether it was right, once that is known, and finds the training texts that hold what only became "
-    "known after the hour: they never train.",
-    when_red="the log of its run names the hour; it is made again by itself when an answer or a row of the hour changes.",
-)

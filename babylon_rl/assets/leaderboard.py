@@ -39,8 +39,9 @@ def leaderboard(babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]
     png = leaderboard_png(board)
     write_plot(png, babylon.settings.home / "benchmarks" / "leaderboard.png")
     rows = [line.document for line in board.lines]
-    best = board.best
-    metadata = counts(len(rows), best_version=best, markets=board.markets, versions=len(board.versions), not_ranked=len(board.unranked))
+    metadata = counts(
+        len(rows), best_version=board.best, markets=board.markets, versions=len(board.versions), not_ranked=len(board.unranked)
+    )
     metadata["rows"] = results_table(rows, SHOWN)
     metadata |= embedded([Picture("P&L with intervals", png)])
     metadata["leaderboard"] = dg.MetadataValue.md(markdown(board))

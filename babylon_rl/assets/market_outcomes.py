@@ -15,7 +15,27 @@ NOTHING = "nothing recorded"
 MOST_PERCENT = 999.99  # the most that changePercent holds
 
 
-def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
+@hourly_asset(
+    deps=["market_data"],
+    group_name="market",
+    code_version=market_rules(AS_LOADED),
+    table="public.market_outcomes",
+    columns={
+        "windowId": ("varchar(50)", "The hour"),
+        "stockTicker": ("varchar(20)", "On a stock row: the engine's ticker"),
+        "startPrice": ("decimal(10,2)", "Dollars at the hour's start"),
+        "endPrice": ("decimal(10,2)", "Dollars at the hour's end"),
+        "changePercent": ("decimal(5,2)", "Change in percent, from unrounded prices"),
+        "sentiment": ("varchar(20)", "BULLISH, BEARISH or NEUTRAL"),
+        "newsEvents": ("jsonb", "What happened, in time order"),
+        "predictionMarketId": ("text", "On a prediction row: the question"),
+        "outcome": ("varchar(20)", "YES or NO once there is an official answer, else UNRESOLVED"),
+        "finalProbability": ("decimal(5,4)", "Probability of YES at the hour's end"),
+    },
+    says="Works out how prices and probabilities moved in an hour and which news explain it; the hidden answers are never read.",
+    when_red="the log of its run names the hour; `babylon-rl outcomes HOUR --json` reads the same tables of the game.",
+)
+def market_outcomes(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
     outcomes = sync_outcomes(connection, windows, babylon.settings, babylon.now())
     # A judge is shown the market too: scores that were given for another one are marked here, before anything asks for them.
     note_changes(connection, windows, babylon.settings)
@@ -64,7 +84,7 @@ def _pictures(market: WindowOutcomes, prices: Mapping[tuple[str, str], Path], od
         pictures.append(bar_plot(f"Price changes, {market.window}", "percent", moves))
     # Largest moves first: they are the named series of each panel.
     movers = sorted(market.stocks, key=lambda stock: -abs(stock.change_percent))
-    swingers = sorted(market.predictions, key=lambda prediction: -abs(_swing(prediction)))
+    swingers = sorted(market.predictions, key=lambda asked: -abs(asked.end_probability - asked.start_probability))
     stocks = [(f"{s.ticker} {s.change_percent:+.1f} %", _percent(prices[market.window, s.organization_id], s)) for s in movers]
     questions = [(_question_name(p), _whole_hour(p.start_probability, odds[market.window, p.market_id])) for p in swingers]
     panels = [
@@ -77,13 +97,9 @@ def _pictures(market: WindowOutcomes, prices: Mapping[tuple[str, str], Path], od
     return pictures
 
 
-def _swing(prediction: PredictionOutcome) -> float:
-    return prediction.end_probability - prediction.start_probability
-
-
 def _question_name(prediction: PredictionOutcome) -> str:
     name = prediction.market_id if prediction.question_number is None else f"no. {prediction.question_number}"
-    return f"{name} {_swing(prediction):+.3f}"
+    return f"{name} {prediction.end_probability - prediction.start_probability:+.3f}"
 
 
 def _percent(path: Path, stock: StockOutcome) -> Path:
@@ -101,27 +117,3 @@ def _whole_hour(start: float, path: Path) -> Path:
 def _drawable(percent: float) -> float:
     """Clamp a change to MOST_PERCENT: beyond it a plot shows one stock and zeros."""
     return max(-MOST_PERCENT, min(MOST_PERCENT, percent))
-
-
-market_outcomes = hourly_asset(
-    "market_outcomes",
-    _reports,
-    deps=["market_data"],
-    group_name="market",
-    code_version=market_rules(AS_LOADED),
-    table="public.market_outcomes",
-    columns={
-        "windowId": ("varchar(50)", "The hour"),
-        "stockTicker": ("varchar(20)", "On a stock row: the engine's ticker"),
-        "startPrice": ("decimal(10,2)", "Dollars at the hour's start"),
-        "endPrice": ("decimal(10,2)", "Dollars at the hour's end"),
-        "changePercent": ("decimal(5,2)", "Change in percent, from unrounded prices"),
-        "sentiment": ("varchar(20)", "BULLISH, BEARISH or NEUTRAL"),
-        "newsEvents": ("jsonb", "What happened, in time order"),
-        "predictionMarketId": ("text", "On a prediction row: the question"),
-        "outcome": ("varchar(20)", "YES or NO once there is an official answer, else UNRESOLVED"),
-        "finalProbability": ("decimal(5,4)", "Probability of YES at the hour's end"),
-    },
-    says="Works out how prices and probabilities moved in an hour and which news explain it; the hidden answers are never read.",
-    when_red="the log of its run names the hour; `babylon-rl outcomes HOUR --json` reads the same tables of the game.",
-)

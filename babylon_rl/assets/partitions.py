@@ -6,7 +6,7 @@ Dagster gives all hours of a range run one data version (docs/decisions/0001-one
 """
 
 import base64
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -159,19 +159,21 @@ class HourReport:
 ReportsOf = Callable[[Connection, list[str], Babylon, frozenset[str]], Mapping[str, HourReport]]
 
 
-def hourly_asset(name: str, reports_of: ReportsOf, **options: Any) -> dg.AssetsDefinition:
-    """An asset of hours, a range of them in one run unless ``options`` say otherwise; see ``asset``."""
+def hourly_asset(**options: Any) -> Callable[[ReportsOf], dg.AssetsDefinition]:
+    """Decorator of an asset of hours, a range of them in one run unless ``options`` say otherwise; see ``asset``."""
 
-    def materialize(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
-        yield from _report_hours(context, babylon, reports_of)
+    def define(reports_of: ReportsOf) -> dg.AssetsDefinition:
+        def materialize(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
+            return _report_hours(context, babylon, reports_of)
 
-    materialize.__name__ = name
-    options.setdefault("backfill_policy", dg.BackfillPolicy.single_run())
-    return asset(name=name, partitions_def=hours, **options)(materialize)
+        materialize.__name__ = reports_of.__name__
+        return asset(**{"partitions_def": hours, "backfill_policy": dg.BackfillPolicy.single_run()} | options)(materialize)
+
+    return define
 
 
-def _report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of: ReportsOf) -> Iterator[dg.MaterializeResult[Any]]:
-    """Yield the result of an hourly asset, with metadata for each hour; tag the run with its hours.
+def _report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_of: ReportsOf) -> dg.MaterializeResult[Any]:
+    """The result of an hourly asset, with metadata for each hour; tags the run with its hours.
 
     A run of one hour has the hour's data version, a range one version of all its hours.
     """
@@ -189,4 +191,4 @@ def _report_hours(context: dg.AssetExecutionContext, babylon: Babylon, reports_o
                     metadata = {name: value for name, value in metadata.items() if not isinstance(value, dg.TableMetadataValue)}
                 context.add_asset_metadata(metadata, partition_key=window)
     version = versions[windows[0]] if len(windows) == 1 else content_version(versions)
-    yield dg.MaterializeResult(data_version=dg.DataVersion(version))
+    return dg.MaterializeResult(data_version=dg.DataVersion(version))

@@ -63,7 +63,7 @@ WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lo
 
 
 @contextmanager
-def heartbeats(database: Database, run_id: str, instance: dg.DagsterInstance | None) -> Iterator[None]:
+def heartbeats(database: Database, run_id: str, instance: dg.DagsterInstance) -> Iterator[None]:
     """Renew a run's heartbeat until the block ends; interrupt a run that was reported dead, or that Dagster has failed or canceled.
 
     The interrupt is that of Ctrl-C. A database that does not answer, or is not migrated, is no reason to stop: the run itself will report
@@ -79,12 +79,10 @@ def heartbeats(database: Database, run_id: str, instance: dg.DagsterInstance | N
                 with database.connect(autocommit=True) as connection:
                     lives = beat(connection, run_id, holder)
                 # The first beat does not look: the run has just begun, and writes its tags.
-                run = None if instance is None or begins else instance.get_run_by_id(run_id)
+                run = None if begins else instance.get_run_by_id(run_id)
                 stopped = run is not None and run.status in _STOPPED
             # A database error, of Dagster's storage too, says nothing about the run: it goes on.
-            except (psycopg.Error, BabylonError):
-                lives = True
-            except storage_errors():
+            except (psycopg.Error, BabylonError, *storage_errors()):
                 lives = True
             # Two beats long: a run that ends by itself has ended by then, and a worker that was asked to interrupt it has.
             if (not lives or (before and stopped)) and not ended.is_set():
@@ -283,33 +281,28 @@ def babylon(context: dg.InitResourceContext) -> Iterator[Babylon]:
 
 def given(babylon: Babylon) -> dg.ResourceDefinition:
     """A resource with the caller's own settings, database and clock."""
-
-    def hold(context: dg.InitResourceContext) -> Iterator[Babylon]:
-        yield from _held(context, babylon)
-
-    return dg.ResourceDefinition(hold)
+    return dg.ResourceDefinition(lambda context: _held(context, babylon))
 
 
 def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon]:
     """Yield the resource; inside a run, keep the run's heartbeat alive meanwhile."""
-    run = context.run
-    if run is None:
+    run, instance = context.run, context.instance
+    if run is None or instance is None:  # of a sensor or a schedule
         yield babylon
         return
     shorten_storage_errors()
-    if context.instance is not None:
-        _show_in_code_location(context.instance, run)
-        _refuse_without_part(context.instance, run, babylon)
+    _show_in_code_location(instance, run)
+    _refuse_without_part(instance, run, babylon)
     partition = run.tags.get(PARTITION_TAG, run.tags.get(RANGE_START))
     start_traces(babylon.settings.otel_exporter_otlp_endpoint, secrets_of(babylon.settings))
     part = {"window" if is_window_id(partition) else "batch": partition}
-    with heartbeats(babylon.database, run.run_id, context.instance), log_context(run=run.run_id, **part), span(f"run {run.job_name}"):
+    with heartbeats(babylon.database, run.run_id, instance), log_context(run=run.run_id, **part), span(f"run {run.job_name}"):
         _LOG.info("a run of %s began", run.job_name)
         try:
             yield babylon
         finally:
             # No exception of a step reaches its resources.
-            reason = None if context.instance is None else failure_reason(context.instance, run.run_id)
+            reason = failure_reason(instance, run.run_id)
             if reason is None:
                 _LOG.info("it ended")
             else:

@@ -34,7 +34,26 @@ def hours_per_run(settings: Settings) -> int | None:
 _MOST = hours_per_run(AS_LOADED)
 
 
-def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
+@hourly_asset(
+    deps=["window_groups", "market_outcomes"],
+    group_name="judge",
+    code_version=judge_rules(AS_LOADED),
+    backfill_policy=dg.BackfillPolicy.single_run() if _MOST is None else dg.BackfillPolicy.multi_run(_MOST),
+    table="babylon_rl.episode_scores",
+    columns={
+        "window": ("varchar(50)", "The hour; one group"),
+        "agentId": ("text", "The agent whose episode was judged"),
+        "score": ("double precision", "0 to 1"),
+        "rank": ("integer", "1 is the best; equal scores share the better rank"),
+        "advantage": ("double precision", "(score - group mean) / population standard deviation"),
+        "disagreement": ("double precision", "Between the orders in which the group was shown"),
+        "reasoning": ("text", "What the judge said"),
+    },
+    says="Judges the usable episodes of a ready hour as one group. An hour that has not changed since is not judged again.",
+    when_red="`babylon-rl verify-system` says whether the judge can be asked, `babylon-rl judge quarantine` which hours it could not "
+    "answer. Overdue: no hour was scored lately; `babylon-rl verify-data` says whether rows come.",
+)
+def scored_groups(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
     log = dg.AssetExecutionContext.get().log
 
     def tell(what: str, done: int, total: int) -> None:
@@ -144,26 +163,3 @@ def _costs(group: GroupScores, scores: ScoringResult) -> dict[str, Any]:
         "largest_gain": max(score.gain or 0.0 for score in group.scores) if masked else None,
         "noise_of_gain": judgement.noise or 0.0 if masked else None,
     }
-
-
-scored_groups = hourly_asset(
-    "scored_groups",
-    _reports,
-    deps=["window_groups", "market_outcomes"],
-    group_name="judge",
-    code_version=judge_rules(AS_LOADED),
-    backfill_policy=dg.BackfillPolicy.single_run() if _MOST is None else dg.BackfillPolicy.multi_run(_MOST),
-    table="babylon_rl.episode_scores",
-    columns={
-        "window": ("varchar(50)", "The hour; one group"),
-        "agentId": ("text", "The agent whose episode was judged"),
-        "score": ("double precision", "0 to 1"),
-        "rank": ("integer", "1 is the best; equal scores share the better rank"),
-        "advantage": ("double precision", "(score - group mean) / population standard deviation"),
-        "disagreement": ("double precision", "Between the orders in which the group was shown"),
-        "reasoning": ("text", "What the judge said"),
-    },
-    says="Judges the usable episodes of a ready hour as one group. An hour that has not changed since is not judged again.",
-    when_red="`babylon-rl verify-system` says whether the judge can be asked, `babylon-rl judge quarantine` which hours it could not "
-    "answer. Overdue: no hour was scored lately; `babylon-rl verify-data` says whether rows come.",
-)

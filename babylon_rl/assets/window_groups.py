@@ -11,7 +11,27 @@ from babylon_rl.store.windows import first_rejections, stored_episodes
 from babylon_rl.types import Episode, Rejection, WindowSummary
 
 
-def _reports(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
+@hourly_asset(
+    deps=["raw_trajectories"],
+    group_name="episodes",
+    code_version=episode_rules(AS_LOADED),
+    table="babylon_rl.episodes",
+    columns={
+        "window": ("varchar(50)", "The hour"),
+        "agentId": ("text", "The agent; one episode per agent and hour"),
+        "trajectoryIds": ("text[]", "Its eligible trajectories, in order"),
+        "steps": ("integer", "Completed steps"),
+        "windowPnl": ("double precision", "Dollars, end minus start of the hour"),
+        "winRate": ("double precision", "Wins among the trajectories that won or lost"),
+        "messageSources": ("jsonb", "Trajectories by where their messages came from"),
+        "usable": ("boolean", "Enough steps to be judged"),
+        "trainableSequences": ("integer", "LLM calls that can train"),
+    },
+    says="Reads an hour's trajectories, rejects what does not count with a reason, and stitches the rest into episodes.",
+    when_red="the log of its run names the hour and what failed; `babylon-rl episodes HOUR` reads it the same way. Overdue: no hour "
+    "with rows has ended lately, and `babylon-rl verify-data` says since when.",
+)
+def window_groups(connection: Connection, windows: list[str], babylon: Babylon, pictures: frozenset[str]) -> dict[str, HourReport]:
     summaries = sync_windows(connection, windows, babylon.settings, babylon.now())
     # Late rows change what a judge would be asked: outdated scores are marked, and a quarantine whose request has changed ends.
     note_changes(connection, windows, babylon.settings)
@@ -51,27 +71,3 @@ def _report(facts: WindowSummary, episodes: list[Episode], rejected: list[Reject
             [{"reason": rejection.reason, "trajectory": rejection.trajectory_id, "detail": rejection.detail} for rejection in rejected]
         )
     return HourReport(facts.data_version, metadata)
-
-
-window_groups = hourly_asset(
-    "window_groups",
-    _reports,
-    deps=["raw_trajectories"],
-    group_name="episodes",
-    code_version=episode_rules(AS_LOADED),
-    table="babylon_rl.episodes",
-    columns={
-        "window": ("varchar(50)", "The hour"),
-        "agentId": ("text", "The agent; one episode per agent and hour"),
-        "trajectoryIds": ("text[]", "Its eligible trajectories, in order"),
-        "steps": ("integer", "Completed steps"),
-        "windowPnl": ("double precision", "Dollars, end minus start of the hour"),
-        "winRate": ("double precision", "Wins among the trajectories that won or lost"),
-        "messageSources": ("jsonb", "Trajectories by where their messages came from"),
-        "usable": ("boolean", "Enough steps to be judged"),
-        "trainableSequences": ("integer", "LLM calls that can train"),
-    },
-    says="Reads an hour's trajectories, rejects what does not count with a reason, and stitches the rest into episodes.",
-    when_red="the log of its run names the hour and what failed; `babylon-rl episodes HOUR` reads it the same way. Overdue: no hour "
-    "with rows has ended lately, and `babylon-rl verify-data` says since when.",
-)

@@ -4,6 +4,7 @@ A run of checks alone looks at the newest batch that is trained.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import dagster as dg
 
@@ -107,14 +108,11 @@ def checkpoint_checks(context: dg.AssetCheckExecutionContext, babylon: dg.Resour
         # Only selected checks run, as the expensive ones load a model. A check that could not be tried only warns.
         for key in context.op_execution_context.selected_asset_check_keys:
             verdict = verdicts[key.name]()
-            yield dg.AssetCheckResult(
-                passed=verdict.passed,
-                asset_key=key.asset_key,
-                check_name=key.name,
-                severity=dg.AssetCheckSeverity.WARN if key.name in WARNINGS or not verdict.tried else dg.AssetCheckSeverity.ERROR,
-                description=verdict.words,
-                # Without zeros, of which Dagster would plot a line on the check's page.
-                metadata={"batch": batch_id} | {name: number for name, number in verdict.numbers.items() if number},
+            # Without zeros, of which Dagster would plot a line on the check's page.
+            metadata = {"batch": batch_id} | {name: number for name, number in verdict.numbers.items() if number}
+            warns = key.name in WARNINGS or not verdict.tried
+            yield _result(
+                key, verdict.passed, verdict.words, metadata, dg.AssetCheckSeverity.WARN if warns else dg.AssetCheckSeverity.ERROR
             )
 
 
@@ -142,14 +140,8 @@ def gate_of_batches(context: dg.AssetCheckExecutionContext, babylon: dg.Resource
             continue
         same = "" if key.name in verdicts else f"the reference is {report.reference}, so the verdict is that of improvement: "
         metadata = {"batch": batch_id, "found": verdict["found"], "decision": f"{report.decision}: {report.reason}"}
-        yield dg.AssetCheckResult(
-            passed=verdict["found"] == "pass",
-            asset_key=key.asset_key,
-            check_name=key.name,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=f"{verdict['found'].capitalize()}: {same}{verdict['words']}.",
-            metadata=metadata | ({"improvement": candidate["improvement"]} if verdict["name"] == "improvement" else {}),
-        )
+        metadata |= {"improvement": candidate["improvement"]} if verdict["name"] == "improvement" else {}
+        yield _result(key, verdict["found"] == "pass", f"{verdict['found'].capitalize()}: {same}{verdict['words']}.", metadata)
 
 
 def _batch(connection: Connection, tags: Mapping[str, str]) -> str | None:
@@ -159,12 +151,18 @@ def _batch(connection: Connection, tags: Mapping[str, str]) -> str | None:
 
 
 def _not_measured(key: dg.AssetCheckKey, why: str, batch_id: str | None) -> dg.AssetCheckResult:
+    return _result(key, False, f"Nothing measured: {'no batch has been trained yet.' if batch_id is None else why}")
+
+
+def _result(
+    key: dg.AssetCheckKey,
+    passed: bool,
+    words: str,
+    metadata: Mapping[str, Any] | None = None,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN,
+) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
-        passed=False,
-        asset_key=key.asset_key,
-        check_name=key.name,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"Nothing measured: {'no batch has been trained yet.' if batch_id is None else why}",
+        passed=passed, asset_key=key.asset_key, check_name=key.name, severity=severity, description=words, metadata=metadata
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.sources import OUTCOME_DELAY
+from babylon_rl.automation.jobs import HOURLY
 from babylon_rl.settings import HEURISTIC, Settings
 
 C = dg.AutomationCondition
@@ -63,13 +64,7 @@ def after_hours() -> Condition:
 
 def conditions(settings: Settings) -> dict[dg.AssetKey, Condition]:
     """The condition of every hourly asset; sensors alone start the others."""
-    return {
-        dg.AssetKey("window_groups"): on_change(),
-        dg.AssetKey("market_outcomes"): on_change(),
-        dg.AssetKey("hindsight"): on_change(),
-        dg.AssetKey("answer_groups"): on_change(),
-        dg.AssetKey("scored_groups"): on_scores_due(settings),
-    }
+    return {dg.AssetKey(name): on_scores_due(settings) if name == "scored_groups" else on_change() for name in HOURLY}
 
 
 def freshness(settings: Settings) -> dict[dg.AssetKey, dg.FreshnessPolicy]:
@@ -78,7 +73,7 @@ def freshness(settings: Settings) -> dict[dg.AssetKey, dg.FreshnessPolicy]:
     judged = waits if settings.judge_model == HEURISTIC else waits + timedelta(hours=settings.judge_settle_hours)
     # Training and benchmark take their time after the interval; a second interval without a decision is a failure.
     interval = timedelta(hours=settings.training_interval_hours)
-    windows = dict.fromkeys(("window_groups", "market_outcomes", "hindsight", "answer_groups"), waits) | {"scored_groups": judged}
+    windows = dict.fromkeys(HOURLY, waits) | {"scored_groups": judged}
     policies = {name: dg.FreshnessPolicy.time_window(warn_window=warn, fail_window=warn + FAIL) for name, warn in windows.items()}
     policies["released_model"] = dg.FreshnessPolicy.time_window(warn_window=interval + FAIL, fail_window=2 * interval + FAIL)
     return {dg.AssetKey(name): policy for name, policy in policies.items()}

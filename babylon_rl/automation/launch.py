@@ -4,7 +4,6 @@ They leave the same records as any other run: the job's name, the partition or r
 through the asset graph, so the lineage does not depend on the caller.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
@@ -149,6 +148,4 @@ def hours_part(job: dg.JobDefinition, assets: Iterable[str]) -> dg.JobDefinition
 def job_definition(name: str, babylon: Babylon, serving: Serving | None = None) -> dg.JobDefinition:
     """A job of the code location whose assets use ``babylon``, and ``serving`` if given."""
     models = models_here if serving is None else dg.ResourceDefinition.hardcoded_resource(serving)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Asset job .* materializes assets with varying BackfillPolicies")
-        return code_location(given(babylon), models).resolve_job_def(name)
+    return code_location(given(babylon), models).resolve_job_def(name)
