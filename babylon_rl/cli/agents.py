@@ -5,8 +5,6 @@ artifact at Weights & Biases is not the checkpoint.
 """
 
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -78,17 +76,6 @@ def spawn_agents(
     emit({"windows": [hour.document for hour in hours]}, [listed(["agent", "strategy", "P&L, $"], lines, title)], as_json)
 
 
-@dataclass(frozen=True)
-class Harness:
-    """State shared by the parts of one harness."""
-
-    settings: Settings
-    database: Database
-    agents: int
-    seed: int
-    as_json: bool
-
-
 @app.command("harness")
 def harness(
     agents: Annotated[int, typer.Option(min=5, help="Scripted agents: the five strategies in turn.")] = 5,
@@ -117,11 +104,20 @@ def harness(
     markets = snapshots_named(snapshot or SNAPSHOTS)
     with open_database(settings) as database:
         migrate(database)
-        state = Harness(settings, database, agents, seed, as_json)
-        before = _readiness(state, reading=train)
-        comparison, recorded = _benchmark(state, markets, report)
-        training, faults = _learn(state, markets[0], windows, start, force) if train else (None, [])
-        after = _readiness(state)
+        before = _readiness(database, settings, reading=train)
+        with progress_of_parts() as tell:
+            runs = benchmark_results(harness_players(agents), markets, settings.home / RESULTS, seed=seed, on_progress=tell)
+        with database.connect() as connection:
+            recorded = record_runs(connection, runs.files)
+        sound, refused = sound_results(runs.files)
+        if report is not None:
+            write_pages(sound, report, markets)
+        comparison, training, faults = compare_results(sound, refused), None, list[str]()
+        if train:
+            number = windows or missing_hours(_readiness(database, settings), settings, agents)
+            hours = SpawnRequest(agents, 0, number, seed, start=start)
+            training, faults = _learn(database, settings, markets[0], hours, TrainArguments(seed=seed, force=force, as_json=as_json))
+        after = _readiness(database, settings)
         with database.connect() as connection:
             model = next((ModelDocument.of(model) for model in read_models(connection) if not model.foreign), None)
     # Gathered and raised at the end, after everything that was measured has been shown.
@@ -135,48 +131,31 @@ def harness(
         raise CheckFailed("\n".join(faults))
 
 
-def _readiness(state: Harness, reading: bool = False) -> Readiness:
+def _readiness(database: Database, settings: Settings, reading: bool = False) -> Readiness:
     """Readiness as in ``ready``; with ``reading``, new rows are read first."""
-    with state.database.connect(autocommit=True) as connection:
+    with database.connect(autocommit=True) as connection:
         if reading:
-            read_new_hours(state.database, connection, state.settings, utc_now(), None)
-        return readiness(connection, state.settings, utc_now())
+            read_new_hours(database, connection, settings, utc_now(), None)
+        return readiness(connection, settings, utc_now())
 
 
-def _benchmark(state: Harness, markets: list[Snapshot], report: Path | None) -> tuple[ComparisonDocument, int]:
-    """Play every agent in every market and record the runs as evaluation.
-
-    Returns the comparison, and the number of runs that were new to the database.
-    """
-    with progress_of_parts() as on_progress:
-        runs = benchmark_results(
-            harness_players(state.agents), markets, state.settings.home / RESULTS, seed=state.seed, on_progress=on_progress
-        )
-    with state.database.connect() as connection:
-        recorded = record_runs(connection, runs.files)
-    sound, refused = sound_results(runs.files)
-    if report is not None:
-        write_pages(sound, report, markets)
-    return compare_results(sound, refused), recorded
-
-
-def _learn(state: Harness, market: Snapshot, windows: int | None, start: str | None, force: bool) -> tuple[dict[str, Any], list[str]]:
-    """Play training hours, then train if there is enough data, or if ``force``; return the result as JSON shows it, and faults."""
-    number = windows or missing_hours(_readiness(state), state.settings, state.agents)
-    with state.database.connect() as connection, progress_of("playing training hours", number) as on_hour:
-        request = SpawnRequest(state.agents, 0, number, state.seed, start=start)
+def _learn(
+    database: Database, settings: Settings, market: Snapshot, request: SpawnRequest, arguments: TrainArguments
+) -> tuple[dict[str, Any], list[str]]:
+    """Play training hours, then train if there is enough data, or by force; return the result as JSON shows it, and faults."""
+    with database.connect() as connection, progress_of("playing training hours", request.windows) as on_hour:
         hours = [hour.window for hour in spawn(connection, request, utc_now(), None, on_hour)]
-    offered = _readiness(state, reading=True)
+    offered = _readiness(database, settings, reading=True)
     document: dict[str, Any] = {"hours": hours, "ready": ReadinessDocument.of(offered)}
     document |= dict.fromkeys(("batchId", "modelVersion", "checkpoint", "artifact", "answer"))
-    if not offered.ready and not force:
+    if not offered.ready and not arguments.force:
         return document, [f"Not trained: {offered.reason}. Play more hours (--windows), or train with --force."]
     try:
-        batch = choose_batch(state.database, state.settings, TrainArguments(seed=state.seed, force=force))
-        trained = run_training(state.database, state.settings, batch.batch_id, state.as_json)
+        batch = choose_batch(database, settings, arguments)
+        trained = run_training(database, settings, batch.batch_id, arguments.as_json)
     except NothingToTrain as nothing:
         return document, [str(nothing)]
-    with state.database.connect() as connection:
+    with database.connect() as connection:
         # A trained version still fails the harness if its groups have no spread or its model does not answer.
         faults = learning_faults(judged_groups(connection, batch.batch_id), trained.steps)
     document |= {
@@ -184,10 +163,10 @@ def _learn(state: Harness, market: Snapshot, windows: int | None, start: str | N
         "artifact": trained.model.wandb_artifact_id,
     }  # fmt: skip
     try:
-        document["answer"] = answer_of(trained.checkpoint, trained.model.version, trained.model.base_model, market.scenario, state.settings)
+        document["answer"] = answer_of(trained.checkpoint, trained.model.version, trained.model.base_model, market.scenario, settings)
     except (CheckpointError, ModelUnavailable, CheckFailed) as unusable:
         faults.append(f"The checkpoint does not load and answer: {unusable}")
-    return document, faults + published_faults(trained.model, trained.checkpoint, state.settings)
+    return document, faults + published_faults(trained.model, trained.checkpoint, settings)
 
 
 def _parts(document: dict[str, Any], comparison: ComparisonDocument) -> list[Table | str]:

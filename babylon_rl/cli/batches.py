@@ -13,6 +13,7 @@ from babylon_rl.settings import load_settings
 from babylon_rl.store.batches import Batch, read_batch, read_batch_episodes, read_batches, read_foreign_batches
 from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.columns import document_of
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
 from babylon_rl.store.write_ahead import give_up_job, read_jobs, read_steps
 from babylon_rl.training.batches import cancel_batch
@@ -81,7 +82,7 @@ def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
 def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
     """Show a batch. Loss, the judge's mean score, iterations, and jobs at a training service."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
-        batch = _required(read_batch(connection, batch_id), batch_id)
+        batch = _required(connection, batch_id)
         episodes, steps = read_batch_episodes(connection, batch_id), read_steps(connection, batch_id)
         jobs, report = read_jobs(connection, batch_id), read_report(connection, batch_id)
     judged = [episode.score for episode in episodes if episode.score is not None and episode.dropped is None]
@@ -125,7 +126,7 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
 def show_steps(batch_id: IdArgument, as_json: JsonOption = False) -> None:
     """List the optimizer steps of a batch. Loss, rewards, KL, ratio, entropy, clip share, gradient norm, learning rate and tokens."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
-        steps = optimizer_steps(connection, _required(read_batch(connection, batch_id), batch_id))
+        steps = optimizer_steps(connection, _required(connection, batch_id))
     if not steps:
         say(f"No optimizer step of {batch_id} is on record: none was taken yet, or an earlier version trained it.")
     emit({"steps": steps}, [Table(STEPS, steps)], as_json)
@@ -139,7 +140,7 @@ def cancel(
 ) -> None:
     """Fail a batch that has not ended. Its trajectories are free again."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
-        _required(read_batch(connection, batch_id), batch_id)
+        _required(connection, batch_id)
         batch = cancel_batch(connection, batch_id, reason, utc_now())
     emit(batch_document(batch), [f"{batch.batch_id} is failed: {batch.error}"], as_json)
 
@@ -162,7 +163,8 @@ def batch_document(batch: Batch) -> dict[str, Any]:
     return document
 
 
-def _required(batch: Batch | None, batch_id: str) -> Batch:
+def _required(connection: Connection, batch_id: str) -> Batch:
+    batch = read_batch(connection, batch_id)
     if batch is None:
         raise UsageError(f"There is no batch {batch_id} of this pipeline; `babylon-rl batches` lists them.")
     return batch

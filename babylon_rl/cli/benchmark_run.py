@@ -23,6 +23,7 @@ from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.market.simulation.games import Game, game_asked, game_named
 from babylon_rl.settings import load_settings
 from babylon_rl.store.benchmarks import played_markets
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import open_database
 from babylon_rl.store.migrate import migrate, require_migrated
 
@@ -211,12 +212,7 @@ def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], rep
     sound, refused = sound_results(runs.files)
     comparison = compare_results(sound, refused) if sound else None
     document: dict[str, Any] = comparison.document if comparison is not None else {"runs": [], "comparison": None}
-    document |= {
-        "directory": str(directory),
-        "played": runs.played,
-        "known": runs.known,
-        "unfinished": runs.unfinished,
-    }
+    document |= {"directory": str(directory)} | document_of(runs, "played", "known", "unfinished")
     # Report and tables are written even if some runs are unfinished; the error comes last.
     if report is not None and sound:
         write_pages(sound, report, markets)
