@@ -256,10 +256,8 @@ class Babylon:
             time.sleep(self.interrupted_for_s)
             raise
         # An error with a sentence for a person: the step would fail the same way again.
-        except BabylonError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
-        except psycopg.errors.InsufficientPrivilege as refused:
-            raise dg.Failure(database_sentence(refused), allow_retries=False) from refused
+        except (BabylonError, psycopg.errors.InsufficientPrivilege) as refused:
+            raise dg.Failure(database_sentence(refused) or str(refused), allow_retries=False) from refused
 
 
 @dg.resource(description="The Babylon database and settings, as the environment of the run's process gives them.")

@@ -55,11 +55,6 @@ class Runs:
     ended: str | None
     newest: str | None
 
-    @property
-    def hopeless(self) -> bool:
-        """True if another run would most likely die too."""
-        return self.deaths >= MAX_DEAD_RUNS or self.lost >= MAX_LOST_RUNS
-
 
 def naive(moment: datetime) -> datetime:
     """The moment in UTC without a time zone."""
@@ -176,7 +171,8 @@ def _why_no_run(connection: Connection, batch: Batch, runs: Runs, settings: Judg
             return f"{batch.batch_id} could not go on, as its last run says; {_in_words(again_at)}."
     # Too many deaths: give up, unless paid work would be lost.
     # One that waits, for its judge or with a sentence in its row, has not died: its last run ended on purpose.
-    if asked_at is None and batch.error is None and runs.hopeless:
+    hopeless = runs.deaths >= MAX_DEAD_RUNS or runs.lost >= MAX_LOST_RUNS
+    if asked_at is None and batch.error is None and hopeless:
         died = runs.deaths + runs.lost
         paid = batch.state == "uploading" or any(job.live or job.state == "trained" for job in read_jobs(connection, batch.batch_id))
         if not paid:

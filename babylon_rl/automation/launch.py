@@ -45,13 +45,10 @@ def run_hours(
     judged, else MOST_HOURS. ``on_range`` is called before each run with its first and last hour.
 
     Raises:
-        UsageError: an hour lies before FIRST_WINDOW or has not ended, or ``selection`` names no hourly asset.
+        UsageError: an hour lies before FIRST_WINDOW or has not ended.
         BabylonError: raised by an asset; its run is recorded as failed.
     """
     chosen = tuple(selection or HOURLY)
-    unknown = sorted(set(chosen) - set(HOURLY))
-    if unknown:
-        raise UsageError(f"{', '.join(unknown)}: not an hourly asset; choose from {', '.join(HOURLY)}.")
     hour_set = sorted(set(windows))
     refuse_impossible(hour_set, now())
     job = SCORE_JOB if chosen == ("scored_groups",) else HOURS_JOB
@@ -98,11 +95,7 @@ def observe_hours(database: Database, settings: Settings, *, now: Clock = utc_no
 
 
 def refuse_impossible(windows: Sequence[str], now: datetime) -> None:
-    """Check that the graph has these hours and that they have ended.
-
-    Raises:
-        UsageError: one lies before FIRST_WINDOW or has not ended.
-    """
+    """Raise UsageError for an hour that lies before FIRST_WINDOW or has not ended."""
     for window in windows:
         if why_not := why_no_hour(window, AS_LOADED.first_window, now):
             raise UsageError(why_not)

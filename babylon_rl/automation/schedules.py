@@ -4,6 +4,7 @@ train_daily starts a smaller batch after a time without a completed one; further
 """
 
 from datetime import timedelta
+from functools import partial
 
 import dagster as dg
 
@@ -31,23 +32,22 @@ from babylon_rl.training.freezing import count_freezable
 from babylon_rl.training.readiness import freeze_when_ready, smaller_batch_due, with_smaller_minimum
 from babylon_rl.windows import window_stretches
 
+schedule = partial(dg.schedule, default_status=SCHEDULES)
 ANSWERS_SINCE = timedelta(minutes=90)  # more than between two ticks, for one that came late
 
 
-@dg.schedule(
+@schedule(
     cron_schedule="23 3 * * *",
     job=observe_job,
-    default_status=SCHEDULES,
     description="Looks at every hour at night: edits, deletions and late answers older than 7 days.",
 )
 def sweep_nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest()
 
 
-@dg.schedule(
+@schedule(
     cron_schedule="47 4 * * *",
     job=judge_report_job,
-    default_status=SCHEDULES,
     description="Reports on the judge once a day, after a day in which it judged.",
 )
 def report_judge_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
@@ -58,20 +58,18 @@ def report_judge_daily(context: dg.ScheduleEvaluationContext, babylon: dg.Resour
     return dg.RunRequest()
 
 
-@dg.schedule(
+@schedule(
     cron_schedule="11 5 * * *",
     job=cleanup_job,
-    default_status=SCHEDULES,
     description="Removes what is older than RETENTION_DAYS every night, and checkpoints beyond the newest 10 of a line.",
 )
 def clean_up_nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest()
 
 
-@dg.schedule(
+@schedule(
     cron_schedule="17 * * * *",
     job=ab_test_job,
-    default_status=SCHEDULES,
     description="Compares the arms of a running A/B test every hour.",
 )
 def report_ab_test(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
@@ -80,10 +78,9 @@ def report_ab_test(context: dg.ScheduleEvaluationContext, babylon: dg.ResourcePa
     return dg.RunRequest() if running else dg.SkipReason("No A/B test runs.")
 
 
-@dg.schedule(
+@schedule(
     cron_schedule="41 * * * *",
     job=train_job,
-    default_status=SCHEDULES,
     description="Freezes and trains a smaller batch when the last training was completed TRAINING_INTERVAL_HOURS ago.",
 )
 def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
@@ -107,10 +104,9 @@ def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam
     return dg.RunRequest(run_key=f"{batch_id}/1", partition_key=batch_id, asset_selection=trained_keys(babylon.settings), tags=tags)
 
 
-@dg.schedule(
+@schedule(
     cron_schedule="7 * * * *",
     job=score_job,
-    default_status=SCHEDULES,
     description="Scores the hours that have settled and have no scores: a run of them failed, or their scores are stale.",
 )
 def score_settled(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> list[dg.RunRequest] | dg.SkipReason:
@@ -126,10 +122,9 @@ def score_settled(context: dg.ScheduleEvaluationContext, babylon: dg.ResourcePar
     return [dg.RunRequest(tags=hour_tags(first, last)) for first, last in window_stretches(hours, HOURS_PER_RUN)]
 
 
-@dg.schedule(
+@schedule(
     cron_schedule="37 * * * *",
     job=observe_job,
-    default_status=SCHEDULES,
     description="Looks at every hour after a question from before the last 7 days was answered.",
 )
 def follow_answers(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:

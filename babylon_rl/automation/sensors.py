@@ -4,6 +4,8 @@ Hours belong to the conditions (hours_follow_changes), batches to start_training
 database says what is pending, so neither a lost cursor nor a crash between two steps loses a batch.
 """
 
+from functools import partial
+
 import dagster as dg
 
 from babylon_rl.alerts import raise_alert, send_alerts
@@ -50,11 +52,10 @@ _AGAIN = {
     AB_TEST_JOB: "The job runs again within the hour while a test runs; it can be launched at once.",
 }
 _HOURS_AGAIN = "Its hours are tried again every hour by themselves; they can be materialized at once."
+sensor = partial(dg.sensor, minimum_interval_seconds=every(60), default_status=SENSORS)
 
 
-@dg.sensor(
-    minimum_interval_seconds=every(60),
-    default_status=SENSORS,
+@sensor(
     description="Reports the hours whose rows came, changed or went: the last 7 days, and at its first look all of them.",
 )
 def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
@@ -85,10 +86,8 @@ def end_dead_runs(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam
     return dg.SkipReason(" ".join(ended) or "Every run that has begun is alive.")
 
 
-@dg.sensor(
+@sensor(
     job=train_job,
-    minimum_interval_seconds=every(60),
-    default_status=SENSORS,
     description="Freezes a batch when ready, as `babylon-rl ready` says, and none is pending; runs every pending batch.",
 )
 def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
@@ -117,10 +116,8 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
     return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=partitions)
 
 
-@dg.sensor(
+@sensor(
     job=train_job,
-    minimum_interval_seconds=every(60),
-    default_status=SENSORS,
     description="Compares and decides on the completed batches whose run ended before it did, one at a time.",
 )
 def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
@@ -139,10 +136,9 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     return dg.SkipReason(" ".join(reasons) or "Every completed batch has been decided on.")
 
 
-@dg.sensor(
+@sensor(
     job=score_job,
     minimum_interval_seconds=every(300),
-    default_status=SENSORS,
     description="Asks again for the hours that wait for their judge: it was down (after 30 minutes, then twice as long, every 4 hours at "
     "the longest), or the day's budget was spent (at midnight UTC).",
 )
@@ -171,9 +167,7 @@ def ask_judge_again(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     )
 
 
-@dg.sensor(
-    minimum_interval_seconds=every(60),
-    default_status=SENSORS,
+@sensor(
     description="Advances, holds or rolls back the version on trial by its guards on live data, and counts the use of versions.",
 )
 def advance_rollouts(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
@@ -208,10 +202,8 @@ checks_follow_hours = dg.AutomationConditionSensorDefinition(
 )
 
 
-@dg.sensor(
+@sensor(
     name="send_alerts",
-    minimum_interval_seconds=every(60),
-    default_status=SENSORS,
     description="Looks for causes of alerts, and sends each once to the channels that are set; what failed is tried again.",
 )
 def send_alerts_sensor(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
@@ -255,10 +247,8 @@ def note_failed_runs(context: dg.RunFailureSensorContext, babylon: dg.ResourcePa
     return dg.SkipReason(f"Noted {run.run_id}.")
 
 
-@dg.sensor(
+@sensor(
     name="keep_counts",
-    minimum_interval_seconds=every(60),
-    default_status=SENSORS,
     description="Counts what could train when something was written, so that a look at the status need not.",
 )
 def keep_counts_sensor(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:

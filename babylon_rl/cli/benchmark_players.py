@@ -54,7 +54,8 @@ def players_named(
         UsageError: a name is unknown, or a version cannot be played here.
     """
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-    local, trained = _local([name for name in names if name not in PLAYERS and _endpoint(name)[1] is None], settings)
+    local = _local([name for name in names if name not in PLAYERS and _endpoint(name)[1] is None], settings)
+    trained = {name: source.game for name, source in local.items() if name != BASE}
     game = game or next(iter(trained.values()), ONE_TICK_GAME)
     say(f"They play {game.name}.")
     for version, other in trained.items():
@@ -92,13 +93,10 @@ def _always(client: ChatClient) -> Callable[[], ChatClient]:
     return lambda: client
 
 
-def _local(names: Sequence[str], settings: Settings) -> tuple[dict[str, ModelSource], dict[str, Game]]:
-    """Sources of base and versions, with the identity of their weights, and the games that the versions were trained in.
-
-    The database is opened only if a version is named.
-    """
+def _local(names: Sequence[str], settings: Settings) -> dict[str, ModelSource]:
+    """Sources of base and versions, with the identity of their weights. The database is opened only if a version is named."""
     if not names:
-        return {}, {}
+        return {}
     versions = [name for name in names if name != BASE]
     models: dict[str, Model] = {}
     if versions:
@@ -112,8 +110,7 @@ def _local(names: Sequence[str], settings: Settings) -> tuple[dict[str, ModelSou
             f"There is no version or agent {unknown[0]!r}: `babylon-rl models` lists the versions; base is always there, and so are "
             f"{', '.join(PLAYERS)}; any endpoint is NAME=URL."
         )
-    sources = {source.name: source for source in sources_named(names, models, settings)}
-    return sources, {name: sources[name].game for name in versions}
+    return {source.name: source for source in sources_named(names, models, settings)}
 
 
 def models_played(

@@ -158,8 +158,6 @@ def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
 def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
     """The newest version's numbers; for several generations also standings of all versions."""
     trained = [generation for generation in done if generation["modelVersion"] is not None]
-    if not trained and state.generations == 1:
-        raise NothingToTrain(str(done[0]["failure"]))
     # Standings are only needed if there are several versions.
     several: dict[str, Any] = {}
     if state.generations > 1:

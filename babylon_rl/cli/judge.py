@@ -119,8 +119,7 @@ def report(
 def _report_parts(report: ReliabilityReport) -> list[Table | str]:
     versions = f" ({'; '.join(report.versions)})" if report.versions else ""
     others = ", ".join(f"{judge} {count}" for judge, count in report.judges.items() if judge != report.judge)
-    rows: list[list[Any]] = [list(line) for line in report_rows(report)]
-    measures = listed(["", "95 % interval", ""], rows, f"{report.judge}{versions}, {report.first} to {report.end}")
+    measures = listed(["", "95 % interval", ""], report_rows(report), f"{report.judge}{versions}, {report.first} to {report.end}")
     return [measures, *([f"Other hours of the range were scored by: {others}."] if others else [])]
 
 
@@ -152,7 +151,7 @@ def calibrate(
 
 
 def _calibration_parts(agreement: JudgeAgreement) -> list[Table | str]:
-    rows: list[list[Any]] = [
+    rows = [
         [row["name"], _number(row["expected"], "+.0f"), _number(row["standardError"], ".1f"), _number(row["realized"], "+.0f"),
          _number(row["score"], ".3f"), _number(row["rank"], ".1f")]
         for row in agreement.rows

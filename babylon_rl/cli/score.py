@@ -192,14 +192,10 @@ def read_outcomes(connection: Connection, windows: Sequence[str], lacking: Colle
     """
     judge = settings.judge_model
     groups = stored_scores(connection, windows)
-    # Only a language model can leave hours pending or in quarantine.
-    waiting: dict[str, str] = {}
-    aside: dict[str, str] = {}
-    if judge != HEURISTIC:
-        waiting = {window: hour.reason for window, hour in read_pending(connection, sorted(lacking), judge).items()}
-        # A quarantine by another version of this judge does not stand in the way of a judgement now.
-        by = (judge, judge_version(settings))
-        aside = {q.window: q.reason for q in read_quarantined(connection, sorted(lacking)).values() if (q.judge, q.judge_version) == by}
+    waiting = {window: hour.reason for window, hour in read_pending(connection, sorted(lacking), judge).items()}
+    # A quarantine by another version of this judge does not stand in the way of a judgement now.
+    by = (judge, judge_version(settings))
+    aside = {q.window: q.reason for q in read_quarantined(connection, sorted(lacking)).values() if (q.judge, q.judge_version) == by}
     results = []
     for window in windows:
         scores = groups.get(window)

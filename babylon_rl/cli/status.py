@@ -36,10 +36,8 @@ def _lines(found: StatusDocument) -> Iterator[tuple[str, str]]:
     came, jobs, stats = found.automation.data_collection, found.automation.training, found.trajectory_stats
     age = "none yet" if came.newest_age_hours is None else f"{about(3600 * came.newest_age_hours)} ago"
     roughly = "about " if stats.counted == "estimated" else ""
-    yield (
-        "data",
-        f"{came.last24h} in 24 h ({came.rate_per_hour:g} an hour), {came.last7d} in 7 days, {roughly}{stats.count} in all; newest {age}",
-    )
+    lately = f"{came.last24h} in 24 h ({came.rate_per_hour:g} an hour), {came.last7d} in 7 days"
+    yield "data", f"{lately}, {roughly}{stats.count} in all; newest {age}"
     ready = found.readiness
     counts = f"{ready.stats.total_trajectories} could train, {ready.stats.unscored_trajectories} of them not scored, in groups: "
     yield "readiness", f"{ready.reason} ({counts}{ready.stats.scenario_groups}; quality {ready.stats.data_quality:.1%})"
@@ -68,19 +66,15 @@ def _lines(found: StatusDocument) -> Iterator[tuple[str, str]]:
     if found.rollout is not None:
         rollout = found.rollout
         guards = "; ".join(f"{guard.name} {guard.verdict}" for guard in rollout.guards)
-        yield (
-            "rollout",
-            f"{rollout.version} {rollout.state} at {rollout.percentage:g} % since {rollout.step_since}" + (guards and f": {guards}"),
-        )
+        stands = f"{rollout.version} {rollout.state} at {rollout.percentage:g} % since {rollout.step_since}"
+        yield "rollout", f"{stands}: {guards}" if guards else stands
     for alert in found.alerts:
         yield "notice" if alert.notice else "alert", f"{alert.cause}: {alert.says} {alert.advice}"
     health = found.automation.health
     # The label stands beside the first line of the block. Weights & Biases is no part of a healthy system and cannot fail it.
     for name, words in health.details.items():
-        yield (
-            "" if name != "database" else "health",
-            f"{'ok  ' if getattr(health, name) else 'FAIL' if name != 'wandb' else '-   '} {name}: {words}",
-        )
+        state = "ok  " if getattr(health, name) else "FAIL" if name != "wandb" else "-   "
+        yield "health" if name == "database" else "", f"{state} {name}: {words}"
 
 
 def _training(found: StatusDocument) -> str:

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from babylon_rl.cli import FAILED_OUTSIDE
 from babylon_rl.cli.children import run_child, stop_children
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
 from babylon_rl.errors import ModelUnavailable, UsageError, require
@@ -58,7 +58,6 @@ PARTS = (
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
 # "Function `dev_command` is superseded": by `dg`, which wants a project laid out by itself.
 _IGNORED_WARNING = "ignore:Function `"
-_FAILED = 3
 
 
 @app.command("migrate")
@@ -250,7 +249,7 @@ def cleanup(
         say(sentence)
     if refused:
         say(ADVICE)
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(FAILED_OUTSIDE)
 
 
 def run_daemon(variables: Mapping[str, str]) -> int:
@@ -267,7 +266,7 @@ def _workspace() -> list[str]:
 
 
 def _run_dagster(
-    arguments: list[str], program: Sequence[str] = ("-m", "dagster"), more: Mapping[str, str] = MappingProxyType({}), migrated: bool = False
+    arguments: list[str], program: Sequence[str] = ("-m", "dagster"), more: Mapping[str, str] | None = None, migrated: bool = False
 ) -> int:
     """Run a program of Dagster's on this project's instance. ``migrated`` brings the schema up to date first."""
     from babylon_rl.automation.instance import open_instance
@@ -286,7 +285,7 @@ def _run_dagster(
             variables = _variables(database, loaded)
         if arguments[:1] == ["dev"]:
             variables |= last_window(database, loaded, utc_now())
-        return run_child([sys.executable, "-W", _IGNORED_WARNING, *program, *arguments], {**variables, **more}, loaded.home)
+        return run_child([sys.executable, "-W", _IGNORED_WARNING, *program, *arguments], {**variables, **(more or {})}, loaded.home)
 
 
 def last_window(database: Database, settings: Settings, now: datetime) -> dict[str, str]:

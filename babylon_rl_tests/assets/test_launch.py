@@ -52,8 +52,6 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(sample_database: Dat
         run_hours(sample_database, settings, ["2025-10-31T12:00"], now=lambda: NOW)
     with pytest.raises(UsageError, match="before FIRST_WINDOW"):
         run_hours(sample_database, settings, ["2024-12-31T23:00"], now=lambda: NOW)
-    with pytest.raises(UsageError, match="not an hourly asset"):
-        run_hours(sample_database, settings, ["2025-10-29T14:00"], ["window_group"], now=lambda: NOW)
 
 
 @pytest.mark.long
