@@ -23,7 +23,6 @@ SHOWN = {
 
 @dg.resource(description="The endpoint of compared models: a server on this machine, kept open until the run ends.")
 def models_here(_: dg.InitResourceContext) -> Iterator[Serving]:
-    """The resource ``models`` of the code location (market/model_endpoints.py)."""
     from babylon_rl.market.model_endpoints import served_here
 
     with kept_open(served_here) as serving:

@@ -29,6 +29,7 @@ from babylon_rl.windows import WINDOW_FORMAT, newest_complete, next_window, utc_
 F = TypeVar("F", bound=Callable[..., Any])
 Columns = Mapping[str, tuple[str, str]]
 OWNERS = ["team:babylon-rl"]
+UPSTREAM = ("window_groups", "market_outcomes", "scored_groups", "answer_groups")
 MOST_TABLE_ROWS = 100
 SIGNIFICANT, SIGNIFICANT_IN_TABLES = 5, 4  # a table of eight columns fits a page of 1,440 pixels
 _TYPES = {str: "string", int: "int", float: "float", bool: "bool"}
@@ -56,7 +57,6 @@ def described(text: str, when_red: str) -> str:
 
 
 def admin_link(settings: Settings) -> dict[str, dg.UrlMetadataValue]:
-    """The link to the admin page, as an entry of an asset's metadata."""
     return {"admin_page": dg.MetadataValue.url(f"{settings.admin_url.rstrip('/')}/admin")}
 
 
@@ -88,24 +88,22 @@ def results_table(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) 
 
 
 def _with_interval(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a report in whole dollars and percent, with its interval as one text."""
     whole = {name: round(row[name]) for name in ("pnl", "improvement") if row.get(name) is not None}
     shares = {name: percent(row[name]) for name in ("winRate", "holdShare") if row.get(name) is not None}
     bounds = row.get("low"), row.get("high")
     return {**row, **whole, **shares, "interval": None if None in bounds else "{:+.0f} to {:+.0f}".format(*bounds)}
 
 
-def linked_windows(windows: Iterable[str], assets: Sequence[str]) -> dg.MarkdownMetadataValue:
-    """The hours of a batch, each with links to its partition of ``assets``."""
+def linked_windows(windows: Iterable[str]) -> dg.MarkdownMetadataValue:
+    """The hours of a batch, each with links to its partition of UPSTREAM."""
     lines = []
     for window in sorted(windows):
-        links = ", ".join(f"[{asset}](/assets/{asset}?view=partitions&partition={window.replace(':', '%3A')})" for asset in assets)
+        links = ", ".join(f"[{asset}](/assets/{asset}?view=partitions&partition={window.replace(':', '%3A')})" for asset in UPSTREAM)
         lines.append(f"* {window}: {links}")
     return dg.MetadataValue.md("\n".join(lines) or "none")
 
 
 def _readable(value: Any, digits: int = SIGNIFICANT) -> Any:
-    """Round floats to ``digits`` significant ones; return everything else unchanged."""
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
@@ -167,7 +165,8 @@ def hourly_asset(**options: Any) -> Callable[[ReportsOf], dg.AssetsDefinition]:
             return _report_hours(context, babylon, reports_of)
 
         materialize.__name__ = reports_of.__name__
-        return asset(**{"partitions_def": hours, "backfill_policy": dg.BackfillPolicy.single_run()} | options)(materialize)
+        options.setdefault("backfill_policy", dg.BackfillPolicy.single_run())
+        return asset(partitions_def=hours, **options)(materialize)
 
     return define
 

@@ -82,7 +82,9 @@ def heartbeats(database: Database, run_id: str, instance: dg.DagsterInstance) ->
                 run = None if begins else instance.get_run_by_id(run_id)
                 stopped = run is not None and run.status in _STOPPED
             # A database error, of Dagster's storage too, says nothing about the run: it goes on.
-            except (psycopg.Error, BabylonError, *storage_errors()):
+            except (psycopg.Error, BabylonError):
+                lives = True
+            except storage_errors():
                 lives = True
             # Two beats long: a run that ends by itself has ended by then, and a worker that was asked to interrupt it has.
             if (not lives or (before and stopped)) and not ended.is_set():

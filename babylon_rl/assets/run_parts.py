@@ -42,5 +42,4 @@ def why_no_part(job: str, tags: Mapping[str, str], first: str, now: datetime) ->
 
 
 def no_batch(batch_id: str) -> str:
-    """The sentence on a batch that does not exist."""
     return f"There is no batch {batch_id}; `babylon-rl batches` lists them."

@@ -127,7 +127,6 @@ def _scored(group: GroupScores, scores: ScoringResult, *, drawn: bool) -> HourRe
 
 
 def _parts(group: GroupScores) -> list[dict[str, Any]]:
-    """One row a part: times, number of agents, and the best agent."""
     rows = []
     for start, own in groupby(group.parts, key=lambda part: part.start_minute):
         acted = list(own)

@@ -8,7 +8,6 @@ import dagster as dg
 
 from babylon_rl.assets.partitions import admin_link, asset, batch_of, batches, counts, embedded, linked_windows, table
 from babylon_rl.assets.resources import Babylon, sole_run, tag_run
-from babylon_rl.assets.training_batch import UPSTREAM
 from babylon_rl.reporting.plots import Picture, curve_panels, line_plot
 from babylon_rl.store.batches import Batch, judging_of, read_batch_episodes
 from babylon_rl.store.connection import own_transaction
@@ -147,7 +146,7 @@ def _metadata(trained: Trained, curves: Mapping[str, Sequence[Mapping[str, Any]]
         "storage_path": model.storage_path,
         "uploaded_to": model.uploaded_url,
         "weights_and_biases": _link(sent),
-        "upstream_windows": linked_windows(model.windows, UPSTREAM),
+        "upstream_windows": linked_windows(model.windows),
     }
     return metadata | {name: value for name, value in places.items() if value is not None}
 

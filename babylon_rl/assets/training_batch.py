@@ -9,8 +9,6 @@ from babylon_rl.assets.resources import Babylon, sole_run, tag_run
 from babylon_rl.training.batches import Prepared, prepare_batch
 from babylon_rl.training.publishing import data_version
 
-UPSTREAM = ("window_groups", "market_outcomes", "scored_groups", "answer_groups")
-
 
 @asset(
     partitions_def=batches,
@@ -59,5 +57,5 @@ def _metadata(prepared: Prepared) -> dict[str, Any]:
         episodes=table(
             [{"window": e.window, "rank": e.rank, "agent": e.agent_id, "score": e.score, "advantage": e.advantage} for e in best]
         ),
-        upstream_windows=linked_windows(windows, UPSTREAM),
+        upstream_windows=linked_windows(windows),
     )

@@ -7,7 +7,6 @@ batch, so the limit for those is higher. A batch that holds paid work is never g
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -37,68 +36,26 @@ LIVE = [
 ]
 
 
-@dataclass(frozen=True)
-class Runs:
-    """The runs of one batch, as Dagster records them.
-
-    ``live``: one is alive. ``attempt``: the number of the next. ``failed``, and of these ``deaths`` and ``lost``: since the last finished
-    iteration. ``seen_at``: the newest sign of life. ``ended``: the tag with which the newest run stopped on purpose, if any. ``newest``:
-    the newest run's id.
-    """
-
-    live: bool
-    attempt: int
-    failed: int
-    deaths: int
-    lost: int
-    seen_at: datetime
-    ended: str | None
-    newest: str | None
-
-
 def naive(moment: datetime) -> datetime:
-    """The moment in UTC without a time zone."""
     return moment.astimezone(UTC).replace(tzinfo=None)
-
-
-def _runs_of(instance: dg.DagsterInstance, connection: Connection, batch: Batch) -> Runs:
-    """Dagster's records of a batch's runs, after dead ones were reported failed."""
-    records = instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
-    # A run after which an iteration is there did not die of what comes again.
-    trained_at = max((step.finished_at for step in finished_steps(connection, batch.batch_id).values() if step.finished_at), default=None)
-    # The tag of each failed run since then; None is a death without one.
-    failed = [
-        _how_it_ended(record.dagster_run)
-        for record in records
-        if record.dagster_run.status == dg.DagsterRunStatus.FAILURE and (trained_at is None or naive(record.create_timestamp) > trained_at)
-    ]
-    return Runs(
-        live=any(record.dagster_run.status in LIVE for record in records),
-        attempt=_next_number([record.dagster_run for record in records], f"{batch.batch_id}/"),
-        failed=len(failed),
-        deaths=failed.count(None),
-        lost=failed.count(LOST),
-        seen_at=max([batch.heartbeat_at, *(naive(record.update_timestamp) for record in records[:1])]),
-        ended=records[0].dagster_run.tags.get(ENDED_TAG) if records else None,
-        newest=records[0].dagster_run.run_id if records else None,
-    )
 
 
 def training_run(
     instance: dg.DagsterInstance, connection: Connection, batch: Batch, settings: Settings, now: datetime
 ) -> dg.RunRequest | str:
     """The next run of a pending batch, or a reason for none now. Gives up a batch of which MAX_DEAD_RUNS runs died."""
-    runs = _runs_of(instance, connection, batch)
-    if (why_not := _why_no_run(connection, batch, runs, settings, now)) is not None:
+    records = instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
+    if (why_not := _why_no_run(connection, batch, records, settings, now)) is not None:
         return why_not
     # Dagster starts one run for each key: a tick that is evaluated twice asks for the same one.
-    key, tags = f"{batch.batch_id}/{runs.attempt}", training_tags(settings, batch.backend) | _goes_on_after(runs.newest)
+    key = _next_key([record.dagster_run for record in records], f"{batch.batch_id}/")
+    tags = training_tags(settings, batch.backend) | _goes_on_after(records)
     return dg.RunRequest(run_key=key, partition_key=batch.batch_id, asset_selection=trained_keys(settings), tags=tags)
 
 
 def evidence_run(records: Sequence[dg.RunRecord], batch_id: str, settings: Settings, now: datetime) -> dg.RunRequest | str:
     """The next run that compares a completed batch's version, or a reason for none now; ``records`` are those of all its runs."""
-    prefix, own, newest = _evidence_key(batch_id), _evidence_runs(records, batch_id), next(iter(records), None)
+    own, newest = _evidence_runs(records, batch_id), next(iter(records), None)
     if not evidence_goes_on(records, batch_id):
         return f"{batch_id} was given up after {MAX_DEAD_RUNS} runs; materialize {' and '.join(EVIDENCE_ASSETS)} by hand."
     if newest is not None and newest.dagster_run.tags.get(ENDED_TAG) == WAITS:
@@ -106,8 +63,8 @@ def evidence_run(records: Sequence[dg.RunRecord], batch_id: str, settings: Setti
         if now < again_at:
             return f"{batch_id} could not be compared, as its last run says; {_in_words(again_at)}."
     selection = [dg.AssetKey(name) for name in EVIDENCE_ASSETS]
-    tags = job_tags(settings, EVIDENCE) | _goes_on_after(None if newest is None else newest.dagster_run.run_id)
-    return dg.RunRequest(run_key=f"{prefix}{_next_number(own, prefix)}", partition_key=batch_id, asset_selection=selection, tags=tags)
+    tags, key = job_tags(settings, EVIDENCE) | _goes_on_after(records), _next_key(own, _evidence_key(batch_id))
+    return dg.RunRequest(run_key=key, partition_key=batch_id, asset_selection=selection, tags=tags)
 
 
 def evidence_goes_on(records: Sequence[dg.RunRecord], batch_id: str) -> bool:
@@ -115,16 +72,16 @@ def evidence_goes_on(records: Sequence[dg.RunRecord], batch_id: str) -> bool:
     return sum(_how_it_ended(run) not in (LOST, WAITS) for run in _evidence_runs(records, batch_id)) < MAX_DEAD_RUNS
 
 
-def _goes_on_after(run_id: str | None) -> dict[str, str]:
-    """Tag of a run that goes on where another ended; empty for the first run of a batch."""
-    return {} if run_id is None else {GOES_ON_AFTER_TAG: run_id}
+def _goes_on_after(records: Sequence[dg.RunRecord]) -> dict[str, str]:
+    """Tag of a run that goes on where the newest of ``records`` ended; empty for the first run of a batch."""
+    return {GOES_ON_AFTER_TAG: records[0].dagster_run.run_id} if records else {}
 
 
-def _next_number(runs: Sequence[dg.DagsterRun], prefix: str) -> int:
-    """Number of the next run key: Dagster drops a request whose key was used."""
+def _next_key(runs: Sequence[dg.DagsterRun], prefix: str) -> str:
+    """The next run key: Dagster drops a request whose key was used."""
     # By keys and not by the number of runs alone: a person may have deleted some.
     used = [re.fullmatch(rf"{re.escape(prefix)}(\d+)", run.tags.get(RUN_KEY_TAG, "")) for run in runs]
-    return 1 + max([len(runs), *(int(key[1]) for key in used if key)])
+    return f"{prefix}{1 + max([len(runs), *(int(key[1]) for key in used if key)])}"
 
 
 def _how_it_ended(run: dg.DagsterRun) -> str | None:
@@ -154,30 +111,42 @@ def judge_asked_at(pending: PendingHour, settings: JudgeSettings) -> datetime:
     return spent_until(pending.reason, settings.judge_budget_usd, pending.asked_at) or pending.asked_at + after
 
 
-def _why_no_run(connection: Connection, batch: Batch, runs: Runs, settings: JudgeSettings, now: datetime) -> str | None:
+def _why_no_run(
+    connection: Connection, batch: Batch, records: Sequence[dg.RunRecord], settings: JudgeSettings, now: datetime
+) -> str | None:
+    if any(record.dagster_run.status in LIVE for record in records):
+        return f"{batch.batch_id} has a live run."
     # The last of its hours counts: a run before that would find at least one of them unjudged again.
     asked_at = max((judge_asked_at(hour, settings) for hour in read_pending(connection, batch.windows).values()), default=None)
-    again_at = runs.seen_at + retry_after(runs.failed)
-    if runs.live:
-        return f"{batch.batch_id} has a live run."
     if asked_at is not None and now < asked_at:
         return f"{batch.batch_id} waits for its judge, which is asked again at {asked_at:%Y-%m-%d %H:%M} UTC."
+    # A run after which an iteration is there did not die of what comes again.
+    trained_at = max((step.finished_at for step in finished_steps(connection, batch.batch_id).values() if step.finished_at), default=None)
+    # The tag of each failed run since then; None is a death without one.
+    failed = [
+        _how_it_ended(record.dagster_run)
+        for record in records
+        if record.dagster_run.status == dg.DagsterRunStatus.FAILURE and (trained_at is None or naive(record.create_timestamp) > trained_at)
+    ]
+    seen_at = max([batch.heartbeat_at, *(naive(record.update_timestamp) for record in records[:1])])
+    again_at = seen_at + retry_after(len(failed))
     if now < again_at:
+        ended = records[0].dagster_run.tags.get(ENDED_TAG) if records else None
         if batch.error is not None:
             return f"{batch.batch_id} waits, and {_in_words(again_at)}: {batch.error}"
-        if runs.ended == TAKEN_OVER:
+        if ended == TAKEN_OVER:
             return f"{batch.batch_id} was left to another run, or waits for another batch's job; {_in_words(again_at)}."
-        if runs.ended == WAITS:
+        if ended == WAITS:
             return f"{batch.batch_id} could not go on, as its last run says; {_in_words(again_at)}."
     # Too many deaths: give up, unless paid work would be lost.
     # One that waits, for its judge or with a sentence in its row, has not died: its last run ended on purpose.
-    hopeless = runs.deaths >= MAX_DEAD_RUNS or runs.lost >= MAX_LOST_RUNS
-    if asked_at is None and batch.error is None and hopeless:
-        died = runs.deaths + runs.lost
+    deaths, lost = failed.count(None), failed.count(LOST)
+    if asked_at is None and batch.error is None and (deaths >= MAX_DEAD_RUNS or lost >= MAX_LOST_RUNS):
+        died = deaths + lost
         paid = batch.state == "uploading" or any(job.live or job.state == "trained" for job in read_jobs(connection, batch.batch_id))
         if not paid:
             fail_batch(connection, batch.batch_id, f"{died} runs died without an error message.", now)
             return f"{batch.batch_id} was given up: {died} runs died without an error message."
-        if now - runs.seen_at < RETRY_EVERY:
+        if now - seen_at < RETRY_EVERY:
             return f"{batch.batch_id} holds what was paid; {died} runs died, and the next is tried every {RETRY_EVERY}."
     return None

@@ -17,7 +17,6 @@ from babylon_rl.traces import stop_traces
 
 
 def worker_app() -> Celery:
-    """The app of a worker, configured."""
     app.conf.update(
         celery_config(load_settings()),
         # A worker holds the message of the run that it executes and no other, which an idle one could execute. A message that comes again

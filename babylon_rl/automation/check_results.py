@@ -39,7 +39,6 @@ class HourFacts(Protocol):
     @property
     def window(self) -> str:
         """The hour."""
-        ...
 
 
 Hour = TypeVar("Hour", bound=HourFacts)
@@ -115,8 +114,6 @@ class HourlyChecks(Generic[Hour]):
         return add
 
     def definition(self) -> dg.AssetChecksDefinition:
-        """The Dagster definition of these checks."""
-
         @dg.multi_asset_check(
             name=f"checks_of_{self.asset}",
             specs=[

@@ -45,7 +45,6 @@ def _share(count: int, total: int) -> str:
 
 
 def _odd(hour: WindowSummary, count: int, says: str, ids: tuple[str, ...] = ()) -> Finding | None:
-    """A finding for ``count`` rows that count, but are odd."""
     return Finding(f"{_share(count, hour.rows)} rows {says}", ids) if count else None
 
 
@@ -257,7 +256,6 @@ def holding_not_favoured(hour: HourVerdicts, settings: Settings) -> Finding | No
     entries = [(entry.agent_id, entry.score, *hour.played[entry.agent_id]) for entry in hour.scores if entry.agent_id in hour.played]
     held = [(agent, score) for agent, score, _, trades in entries if trades == 0]
     won = [score for _, score, pnl_usd, trades in entries if trades and pnl_usd > 0]
-    # Pairs in which an agent that only held is ranked above one that traded and gained.
     above = sum(score > other for _, score in held for other in won)
     if above <= len(held) * len(won) / 2:
         return None

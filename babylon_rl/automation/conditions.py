@@ -53,7 +53,6 @@ def once_settled(settle_hours: float) -> Condition:
 
 
 def on_scores_due(settings: Settings) -> Condition:
-    """Every change for the free heuristic; once settled for a paid judge."""
     return on_change() if settings.judge_model == HEURISTIC else once_settled(settings.judge_settle_hours)
 
 
@@ -68,7 +67,6 @@ def conditions(settings: Settings) -> dict[dg.AssetKey, Condition]:
 
 
 def freshness(settings: Settings) -> dict[dg.AssetKey, dg.FreshnessPolicy]:
-    """Policies of the assets made again as time passes, by the settings."""
     waits = SLACK + OUTCOME_DELAY
     judged = waits if settings.judge_model == HEURISTIC else waits + timedelta(hours=settings.judge_settle_hours)
     # Training and benchmark take their time after the interval; a second interval without a decision is a failure.

@@ -56,7 +56,6 @@ def broker_variables(settings: AutomationSettings, storage_url: str) -> dict[str
 
 
 def celery_config(settings: AutomationSettings) -> dict[str, Any]:
-    """Settings of Celery for the launcher and the workers."""
     url = "" if settings.celery_broker_url is None else settings.celery_broker_url.get_secret_value()
     config: dict[str, Any] = {
         "broker_connection_timeout": ANSWER_S,

@@ -93,7 +93,6 @@ def end_dead_runs(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam
 def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
     now = babylon.now()
     with babylon.database.connect(autocommit=True) as connection:
-        # One batch at a time: a new one is frozen only if none is pending.
         fail_stuck(connection, now)
         pending = pending_batches(connection)
         if not pending:

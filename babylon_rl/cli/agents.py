@@ -156,7 +156,6 @@ def _learn(
     except NothingToTrain as nothing:
         return document, [str(nothing)]
     with database.connect() as connection:
-        # A trained version still fails the harness if its groups have no spread or its model does not answer.
         faults = learning_faults(judged_groups(connection, batch.batch_id), trained.steps)
     document |= {
         "batchId": trained.batch.batch_id, "modelVersion": trained.model.version, "checkpoint": str(trained.checkpoint),

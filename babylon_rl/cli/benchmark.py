@@ -50,7 +50,6 @@ _ANSWERS = [
     _share("against", "against", "an order the other way"),
     _share("HOLD", "hold"),
 ]
-# Of the document of ``Errors``.
 KINDS = [
     Column("headline", "name"), Column("decisions", "decisions"), *_ANSWERS,
     _share("trades", "trades", "an order where no direction is said"),

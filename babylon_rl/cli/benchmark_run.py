@@ -228,7 +228,6 @@ def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], rep
 
 
 def write_pages(sound: list[Result], directory: Path, markets: list[Snapshot]) -> None:
-    """Write the report of results, and say where it is."""
     pages = write_report(sound, directory, {market.digest: market.scenario for market in markets})
     say(f"The report is {pages[0]}.")
 
@@ -242,7 +241,6 @@ def _parts(comparison: ComparisonDocument, rows: Sequence[dict[str, Any]] = ()) 
 
 
 def agents_table(comparison: ComparisonDocument) -> Table:
-    """One row per agent, highest P&L first."""
     rows = sorted(comparison.agents, key=lambda agent: -agent.pnl.mean)
     markets = max(agent.snapshots for agent in rows)
     return Table(AGENTS, rows, f"{markets} {'market' if markets == 1 else 'markets'}, mean P&L of one")
@@ -272,6 +270,5 @@ def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]
 
 
 def needed_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """A table of the rows of ``needed``."""
     effect, power = (rows[0]["effect"], rows[0]["power"]) if rows else (0.0, 0.0)
     return Table(NEEDED, rows, f"Snapshots that show a difference of ${effect:,.0f} with {100 * power:.0f} % power")

@@ -148,7 +148,6 @@ def _verdict(summaries: Sequence[WindowSummary], lookback_start: str, settings: 
 
 
 def window_row(facts: WindowSummary) -> dict[str, Any]:
-    """One hour as JSON shows it."""
     return document_of(
         facts, "window", "rows", "eligible", "new_trainable", "rejected", "agents", "episodes", "usable_episodes", "ready", "state",
         "message_sources", "avg_pnl", "trainable_sequences", "quality",
@@ -172,7 +171,6 @@ def episodes(window: WindowArgument, as_json: JsonOption = False) -> None:
 
 
 def episode_rows(reading: WindowReading) -> list[dict[str, Any]]:
-    """The episodes of an hour as JSON shows them."""
     shown = (
         "agent_id", "trajectory_ids", "steps", "start_pnl", "end_pnl", "window_pnl", "wins", "losses", "win_rate", "trades", "posts",
         "message_sources", "usable", "used", "actions", "trainable_sequences",
@@ -192,7 +190,6 @@ def rejected(first: FromOption = None, end: ToOption = None, as_json: JsonOption
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         chosen = _wanted(connection, utc_now(), first, end, None)
         rejections, rows = list[Rejection](), 0
-        # A portion at a time: of an hour only what was rejected is held.
         for some in reading_chunks(connection, chosen):
             for reading in read_windows(connection, some, settings).values():
                 rejections += reading.rejections
@@ -205,7 +202,6 @@ def rejected(first: FromOption = None, end: ToOption = None, as_json: JsonOption
 
 
 def rejected_parts(rejections: Sequence[Rejection], rejected_rows: Sequence[Mapping[str, Any]], rows: int) -> list[Table | str]:
-    """A line for each rejected row of ``rows``, and the count of each reason."""
     counted = ", ".join(f"{number} {reason}" for reason, number in count_reasons(rejections).items())
     summed = [f"{len(rejections)} of {rows} rows rejected: {counted}."] if rejections else []
     return [Table(REJECTED, rejected_rows), *summed]
@@ -227,7 +223,6 @@ def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
 
 
 def outcome_parts(market: "WindowOutcomes") -> list[Table | str]:
-    """Stocks with their first news, questions with theirs, then flags and the market's totals."""
     questions = [(f"no. {p.question_number}" if p.question_number is not None else p.market_id, p.news) for p in market.predictions]
     parts = [Table(STOCKS, market.stocks), *_news([(s.ticker, s.news) for s in market.stocks]), ""]
     parts += [Table(QUESTIONS, market.predictions), *_news(questions), ""]

@@ -103,7 +103,6 @@ def _title(state: Demo, earlier: list[dict[str, Any]]) -> str:
 
 
 def _market(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> None:
-    """Play the hours of the next generation."""
     player = player_after(earlier)
     model = "the base model" if player == BASE else player
     seats = f"{AGENTS - MODEL_AGENTS} scripted agents and {MODEL_AGENTS} that asks {model}"
@@ -112,10 +111,7 @@ def _market(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> Non
 
 
 def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> dict[str, Any]:
-    """Judge and train the played hours of one generation; return its result.
-
-    With several generations, one without a trained version does not end the demo.
-    """
+    """Judge and train the played hours of one generation; return its result."""
     player, failure, batch_id, title = player_after(earlier), None, None, _title(state, earlier)
     with stage(state.settings, f"3. Hours: {title}groups, outcomes and scores ({state.settings.judge_model}), through Dagster"):
         demo_stages.materialize_hours(state, hours)
@@ -158,7 +154,6 @@ def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
 def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
     """The newest version's numbers; for several generations also standings of all versions."""
     trained = [generation for generation in done if generation["modelVersion"] is not None]
-    # Standings are only needed if there are several versions.
     several: dict[str, Any] = {}
     if state.generations > 1:
         versions = [generation["modelVersion"] for generation in trained]

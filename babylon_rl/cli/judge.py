@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ from babylon_rl.evaluation.judge_agreement import calibration_name, measure
 from babylon_rl.judge.plan import release_quarantined
 from babylon_rl.judge.reliability.audit import AUDIT_GROUPS, report_with_audit
 from babylon_rl.judge.reliability.plots import draw_plots
-from babylon_rl.judge.reliability.report import ReliabilityReport, default_range, report_document, report_rows
+from babylon_rl.judge.reliability.report import default_range, report_document, report_rows
 from babylon_rl.settings import load_settings
 from babylon_rl.store.database import open_database
 from babylon_rl.store.judge_report import JudgeAgreement, write_judge_agreement
@@ -109,18 +109,14 @@ def report(
             path.write_bytes(png)
             written.append(path)
     document = report_document(measures) | {"plots": [str(path) for path in written]}
-    emit(document, _report_parts(measures), as_json)
+    versions = f" ({'; '.join(measures.versions)})" if measures.versions else ""
+    table = listed(["", "95 % interval", ""], report_rows(measures), f"{measures.judge}{versions}, {measures.first} to {measures.end}")
+    others = ", ".join(f"{name} {count}" for name, count in measures.judges.items() if name != measures.judge)
+    emit(document, [table, *([f"Other hours of the range were scored by: {others}."] if others else [])], as_json)
     if audited is not None:
         say(audited.sentence)
     for path in written:
         say(f"Wrote {path}")
-
-
-def _report_parts(report: ReliabilityReport) -> list[Table | str]:
-    versions = f" ({'; '.join(report.versions)})" if report.versions else ""
-    others = ", ".join(f"{judge} {count}" for judge, count in report.judges.items() if judge != report.judge)
-    measures = listed(["", "95 % interval", ""], report_rows(report), f"{report.judge}{versions}, {report.first} to {report.end}")
-    return [measures, *([f"Other hours of the range were scored by: {others}."] if others else [])]
 
 
 @app.command("calibrate")

@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from babylon_rl.backup import DUMP, move_to
-from babylon_rl.backup import backup as write_backup
-from babylon_rl.backup import restore as bring_back
+from babylon_rl import backup as backups
 from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say
 from babylon_rl.settings import load_settings
 from babylon_rl.store.connection import address
@@ -26,7 +24,7 @@ def backup(file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file
     The file holds secrets, such as the hashes of keys, and is readable by its owner alone.
     """
     with progress_of_parts() as tell:
-        manifest = write_backup(load_settings(), file, utc_now(), tell)
+        manifest = backups.backup(load_settings(), file, utc_now(), tell)
     for sentence in manifest.left_out:
         say(f"Left out: {sentence}.")
     _emit(f"Wrote and read back {file}", [file], manifest.tables, manifest.versions, manifest.left_out, as_json)
@@ -40,12 +38,12 @@ def restore(file: Annotated[Path, typer.Argument(metavar="FILE", help="A file th
     """
     settings = load_settings()
     with progress_of_parts() as tell:
-        manifest = bring_back(settings, file, tell)
+        manifest = backups.restore(settings, file, tell)
     if {migration.name for migration in read_migrations()} - set(manifest.migrations):
         say("An older version of babylon_rl made it: run `babylon-rl migrate`.")
     if not settings.uses_embedded_database:
         say("Roles and rights are not in a backup: run docs/howto/least-privilege.sql again.")
-    files = [settings.home / name for name in manifest.files if name != DUMP]
+    files = [settings.home / name for name in manifest.files if name != backups.DUMP]
     _emit(f"Restored {file}", files, manifest.tables, manifest.versions, manifest.left_out, as_json)
 
 
@@ -59,7 +57,7 @@ def move(
     """
     settings = load_settings()
     with progress_of_parts() as tell:
-        tables = move_to(settings, url, tell)
+        tables = backups.move_to(settings, url, tell)
     say(
         f"Checkpoints and state stay in {settings.home}. Put into .env, with user, password and options as you gave them:\n"
         f"DATABASE_URL=postgresql://USER:PASSWORD@{address(url)}\n"

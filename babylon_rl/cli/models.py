@@ -188,7 +188,6 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
 
 
 def _registered(settings: Settings, version: str) -> tuple[Model, BenchmarkReport | None]:
-    """A version, and its benchmark report once there is one."""
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         model = find_version(read_models(connection), version)
         return model, None if model.training_batch is None else read_report(connection, model.training_batch)

@@ -32,8 +32,6 @@ _Begin = Callable[[str, int], Callable[[int], None]]  # (label, total) -> a disp
 
 @dataclass(frozen=True)
 class Table:
-    """A table for a terminal: columns over rows."""
-
     columns: Sequence[Column]
     rows: Sequence[Any]
     title: str | None = None

@@ -23,8 +23,7 @@ from babylon_rl.store.registry import deployed_model, read_models
 from babylon_rl.training.backends.protocol import trainer_choice
 from babylon_rl.types import Check
 
-# Characters; percent of agents.
-LEAST_SECRET = 16
+LEAST_SECRET = 16  # characters
 _LOCAL = {"localhost", "127.0.0.1", "::1", ""}
 # Values of sslmode that never fall back to the clear.
 _TLS = {"require", "verify-ca", "verify-full"}

@@ -30,7 +30,6 @@ ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the record
 
 
 def register(models: typer.Typer) -> None:
-    """Add these commands to the group ``models``."""
     for command in (deploy, rollback, pause, resume, resolve, agents):
         models.command(command.__name__)(command)
 

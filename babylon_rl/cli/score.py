@@ -106,18 +106,18 @@ def _show(database: Database, settings: Settings, held: list[str], lacking: list
         say("No hour here has a group to judge. `babylon-rl windows` shows what each hour holds; --from and --to choose others.")
     for sentence in sentences(hours, settings.judge_model):
         say(sentence)
-    pending = {hour.window: hour.reason for hour in hours if hour.outcome == "waiting"}
+    pending = [{"window": hour.window, "reason": hour.reason} for hour in hours if hour.outcome == "waiting"]
     document = {
         "windows": [scores_document(hour.scores) for hour in hours if hour.scores is not None],
         "hours": [hour.document() for hour in hours],
-        "pending": [{"window": window, "reason": reason} for window, reason in pending.items()],
+        "pending": pending,
         "quarantined": [{"window": hour.window, "reason": hour.reason} for hour in hours if hour.outcome == "quarantined"],
     }
     emit(document, [listed(list(COLUMNS), [hour.row() for hour in hours])], as_json)
     if pending:
-        window, reason = next(iter(pending.items()))
         number = "1 hour waits and is" if len(pending) == 1 else f"{len(pending)} hours wait and are"
-        raise JudgeUnavailable(f"{number} not judged by {settings.judge_model}, the first {window}: {reason} The others are written.")
+        first = f"the first {pending[0]['window']}: {pending[0]['reason']}"
+        raise JudgeUnavailable(f"{number} not judged by {settings.judge_model}, {first} The others are written.")
 
 
 def _say_cost(database: Database, settings: Settings, span: Span, force: bool, stale: bool, as_json: bool) -> None:
@@ -164,7 +164,6 @@ class HourOutcome:
 
     @property
     def words(self) -> str:
-        """The result in words, including whether earlier scores are shown."""
         if self.outcome == "judged":
             return "judged now"
         if self.outcome == "unchanged":
@@ -173,11 +172,9 @@ class HourOutcome:
         return f"{self.outcome}, no scores" if self.scores is None else f"{self.outcome}, keeps earlier scores"
 
     def row(self) -> list[Any]:
-        """Cells of the table, in the order of ``COLUMNS``."""
-        if self.scores is None:
-            return [self.window, self.words, None, None, None, None, None]
         held = self.scores
-        return [self.window, self.words, held.judge, held.group_size, round(held.mean, 4), round(held.spread, 4), held.scores[0].agent_id]
+        facts = [held.judge, held.group_size, round(held.mean, 4), round(held.spread, 4), held.scores[0].agent_id] if held else [None] * 5
+        return [self.window, self.words, *facts]
 
     def document(self) -> dict[str, Any]:
         """This result as a JSON-ready dict. ``keptScoresOf`` names the judge of scores that are not from this call."""
@@ -199,10 +196,8 @@ def read_outcomes(connection: Connection, windows: Sequence[str], lacking: Colle
     results = []
     for window in windows:
         scores = groups.get(window)
-        if window in aside:
-            results.append(HourOutcome(window, "quarantined", judge, scores, aside[window]))
-        elif window in waiting:
-            results.append(HourOutcome(window, "waiting", judge, scores, waiting[window]))
+        if (reason := aside.get(window, waiting.get(window))) is not None:
+            results.append(HourOutcome(window, "quarantined" if window in aside else "waiting", judge, scores, reason))
         elif scores is not None:
             fresh = window in lacking and scores.judge == judge
             results.append(HourOutcome(window, "judged" if fresh else "unchanged", judge, scores))

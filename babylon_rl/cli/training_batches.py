@@ -25,7 +25,7 @@ from babylon_rl.store.trajectories import newest_window_with_rows, windows_with_
 from babylon_rl.store.windows import read_versions, reading_chunks
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends.protocol import trainer_choice
-from babylon_rl.training.batches import Trained, pending_batches, train_batch
+from babylon_rl.training.batches import Trained, pending_batches, required_batch, train_batch
 from babylon_rl.training.conversion import preflight_lines
 from babylon_rl.training.freezing import freeze, freeze_bounds
 from babylon_rl.training.lifecycle import iterations_of
@@ -188,9 +188,7 @@ def read_new_hours(
 
 def training_lines(connection: Connection, batch_id: str) -> Iterator[tuple[str, list[str]]]:
     """Yield a key and lines for each judged group, for the result of pre-flight, and for each finished iteration, in this order."""
-    batch = read_batch(connection, batch_id)
-    if batch is None:
-        return
+    batch = required_batch(connection, batch_id)
     for group in judged_groups(connection, batch_id):
         yield f"group/{group.window}", group_lines(group)
     if batch.preflight is not None:

@@ -82,9 +82,9 @@ def data_checks(connection: Connection, settings: Settings, now: datetime) -> li
     if not ids:
         return [Check("rows", "FAIL", f"nothing but evaluation and benchmark rows in the {HOURS} hours up to {end}"), *hours, *logged]
     age = now - window_end(newest)
-    counted = f"{len(ids)} rows in the {HOURS} hours up to {end}, {_hours(age / HOUR)} ago"
+    ago = f"{age / HOUR:.0f} hours" if age < 2 * HOURS * HOUR else f"{age / HOUR / HOURS:.0f} days"
+    counted = f"{len(ids)} rows in the {HOURS} hours up to {end}, {ago} ago"
     recent = Check("rows", "FAIL" if age > HOURS * HOUR else "PASS", counted)
-    # A portion at a time: of a portion all trajectories are held.
     readings = [reading for some in reading_chunks(connection, windows) for reading in read_windows(connection, some, settings).values()]
     return [recent, *hours, *summarize(len(ids), faults), *logged, *_oddities(readings, settings)]
 
@@ -121,7 +121,3 @@ def _oddities(readings: Sequence[WindowReading], settings: Settings) -> list[Che
         detail = f"{total} {description}{named(listed, total)}" if total else f"{eligible} eligible rows"
         checks.append(Check(name, "WARN" if total else "PASS", detail))
     return checks
-
-
-def _hours(count: float) -> str:
-    return f"{count:.0f} hours" if count < 2 * HOURS else f"{count / HOURS:.0f} days"
