@@ -23,19 +23,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import psycopg
 
-from babylon_rl.assets.run_parts import no_batch, why_no_part
+from babylon_rl.assets.run_parts import why_no_part
 from babylon_rl.assets.workers import TASK_TAG, why_refused
 from babylon_rl.errors import BabylonError, BatchConflict, DatabaseUnreachable, first_line
 from babylon_rl.logs import log_context, secrets_of, start_logs
 from babylon_rl.processes import described, is_running, own_name
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.reporting.numbers import shortened
-from babylon_rl.serving.dagster_client import BATCHES, LOCATION, PARTITION_TAG, RANGE_START, REPOSITORY, TRAIN_JOB
+from babylon_rl.serving.dagster_client import BATCHES, LOCATION, PARTITION_TAG, RANGE_START, REPOSITORY
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection, database_sentence
 from babylon_rl.store.dagster_rows import Heartbeat, beat, lock_heartbeats
@@ -338,10 +339,8 @@ def _refuse_without_part(instance: dg.DagsterInstance, run: dg.DagsterRun, babyl
 
     A failed run would leave every asset that it planned red.
     """
-    batch_id = str(run.tags.get(PARTITION_TAG))
-    why_not = why_no_part(run.job_name, run.tags, babylon.settings.first_window, babylon.now())
-    if why_not is None and run.job_name == TRAIN_JOB and not instance.has_dynamic_partition(BATCHES, batch_id):
-        why_not = no_batch(batch_id)
+    has_batch = partial(instance.has_dynamic_partition, BATCHES)
+    why_not = why_no_part(run.job_name, run.tags, babylon.settings.first_window, babylon.now(), has_batch)
     if why_not is not None:
         instance.report_run_canceled(run, why_not)
         raise dg.DagsterExecutionInterruptedError(why_not)

@@ -22,7 +22,6 @@ from babylon_rl.types import NO_SPREAD, WindowSummary
 
 MOST_MALFORMED, MOST_REJECTED = 0.2, 0.5
 MALFORMED = ("malformed_json", "malformed_shape")
-SEQUENCES_LISTED = 20
 MOST_TIED = 0.5
 MOST_SHORTENED = 0.05
 SAME_SCORE = 1e-9
@@ -37,7 +36,7 @@ FLAGS = {
     "volume_clamped": "its volume is beyond the column's range",
     "probability_clamped": "its probability is beyond the column's range",
 }
-SUBJECTS_LISTED = 20
+IDS_LISTED = 20
 
 
 def _share(count: int, total: int) -> str:
@@ -148,7 +147,7 @@ def outcomes_unflagged(hour: MarketFlags, settings: Settings) -> Finding | None:
         by_flag.setdefault(entry["flag"], []).append(entry["subject"])
     parts = [f"{len(subjects)} ({', '.join(subjects[:3])}): {FLAGS.get(flag, flag)}" for flag, subjects in by_flag.items()]
     subjects = sorted({entry["subject"] for entry in hour.flags})
-    return Finding("; ".join(parts), tuple(subjects[:SUBJECTS_LISTED]))
+    return Finding("; ".join(parts), tuple(subjects[:IDS_LISTED]))
 
 
 @MARKET.rule(
@@ -158,7 +157,7 @@ def outcomes_unflagged(hour: MarketFlags, settings: Settings) -> Finding | None:
 def tickers_distinct(hour: MarketFlags, settings: Settings) -> Finding | None:
     if not (tickers := tuple(hour.shared_tickers)):
         return None
-    return Finding(f"{', '.join(tickers[:3])}: a second organization with the same ticker", tickers[:SUBJECTS_LISTED])
+    return Finding(f"{', '.join(tickers[:3])}: a second organization with the same ticker", tickers[:IDS_LISTED])
 
 
 LEAKS = HourlyChecks("hindsight", lambda connection, windows, settings: leaks_by_hour(connection, windows))
@@ -175,7 +174,7 @@ def no_leaks(hour: HourLeaks, settings: Settings) -> Finding | None:
         return None
     names = tuple(dict.fromkeys(f"{leak.trajectory_id} {leak.call_id}" for leak in leaks))
     kinds = ", ".join(sorted({leak.kind for leak in leaks}))
-    return Finding(f"{len(names)} sequences hold {kinds}, first {names[0]} ({leaks[0].detail})", names[:SEQUENCES_LISTED])
+    return Finding(f"{len(names)} sequences hold {kinds}, first {names[0]} ({leaks[0].detail})", names[:IDS_LISTED])
 
 
 SCORES: Need[HourVerdicts] = ("scores", lambda hour: hour.held is not None)

@@ -27,17 +27,16 @@ def code_location(resource: dg.ResourceDefinition, models: dg.ResourceDefinition
     """All definitions with the resources of the environment, or a caller's own (launch.py)."""
     settings = load_settings()
     when, fresh = conditions(settings), freshness(settings)
-    moved_by_conditions = [
+    expected_in_time = [
         asset.map_asset_specs(
-            lambda spec: spec.replace_attributes(automation_condition=when[spec.key], freshness_policy=fresh.get(spec.key))
+            lambda spec: spec.replace_attributes(automation_condition=when.get(spec.key), freshness_policy=fresh[spec.key])
         )
-        for asset in (window_groups, market_outcomes, hindsight, answer_groups, scored_groups)
+        for asset in (window_groups, market_outcomes, hindsight, answer_groups, scored_groups, released_model)
     ]
-    decided = released_model.map_asset_specs(lambda spec: spec.replace_attributes(freshness_policy=fresh[spec.key]))
-    moved_by_sensors = [training_batch, trained_checkpoint, benchmark_report, decided, leaderboard]
+    moved_by_sensors = [training_batch, trained_checkpoint, benchmark_report, leaderboard]
     moved_by_the_clock = [judge_report, ab_test_report]
     return dg.Definitions(
-        assets=[sources, *moved_by_conditions, *moved_by_sensors, *moved_by_the_clock],
+        assets=[sources, *expected_in_time, *moved_by_sensors, *moved_by_the_clock],
         asset_checks=[*checks_of_hours, *checks_of_judge, *checks_of_batches],
         jobs=jobs,
         sensors=sensors,

@@ -101,15 +101,10 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
             if start.batch is None:
                 return dg.SkipReason(start.reason)
             pending = [start.batch]
-        requests, reasons = list[dg.RunRequest](), list[str]()
-        for batch in pending:
-            found = training_run(context.instance, connection, batch, babylon.settings, now)
-            if isinstance(found, str):
-                reasons.append(found)
-            else:
-                requests.append(found)
+        found = [training_run(context.instance, connection, batch, babylon.settings, now) for batch in pending]
+    requests = [run for run in found if not isinstance(run, str)]
     if not requests:
-        return dg.SkipReason(" ".join(reasons))
+        return dg.SkipReason(" ".join(why_not for why_not in found if isinstance(why_not, str)))
     # Dagster must know the partition before its run starts.
     partitions = [batches.build_add_request([request.partition_key for request in requests if request.partition_key])]
     return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=partitions)

@@ -21,7 +21,7 @@ from babylon_rl.errors import ModelUnavailable, UsageError, require
 from babylon_rl.files.location import shown_address
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.project_files import clone, project_file
-from babylon_rl.serving.dagster_client import BATCHES, HOURS, PARTITION_TAG, TRAIN_JOB
+from babylon_rl.serving.dagster_client import BATCHES, HOURS
 from babylon_rl.setting_sources import DEMO_FILE, gone_settings, kept_demo_choices, setting_sources
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import read_batch
@@ -306,7 +306,7 @@ def _refuse_without_part(arguments: Sequence[str], instance: "DagsterInstance", 
     Raises:
         UsageError: with what to write instead.
     """
-    from babylon_rl.assets.run_parts import no_batch, why_no_part
+    from babylon_rl.assets.run_parts import why_no_part
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-j", "--job", nargs="?")
@@ -316,13 +316,14 @@ def _refuse_without_part(arguments: Sequence[str], instance: "DagsterInstance", 
         tags = dict(json.loads(given.tags))
     except (TypeError, ValueError):
         raise UsageError(f'--tags {given.tags} is no JSON object: write it as \'{{"dagster/partition": "2025-10-29T14:00"}}\'.') from None
-    why_not = why_no_part(given.job, tags, settings.first_window, utc_now())
-    if why_not is None and given.job == TRAIN_JOB:
+
+    def has_batch(batch_id: str) -> bool:
         with database.connect() as connection:
-            there = read_batch(connection, tags[PARTITION_TAG])
-        why_not = no_batch(tags[PARTITION_TAG]) if there is None else None
-        instance.add_dynamic_partitions(BATCHES, [] if there is None else [there.batch_id])
-    if why_not is not None:
+            there = read_batch(connection, batch_id) is not None
+        instance.add_dynamic_partitions(BATCHES, [batch_id] if there else [])
+        return there
+
+    if (why_not := why_no_part(given.job, tags, settings.first_window, utc_now(), has_batch)) is not None:
         raise UsageError(why_not)
 
 

@@ -3,7 +3,7 @@
 Data changes only through the asset graph.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -101,7 +101,7 @@ def train(
     options = given if seed is None else given | {"seed": seed}
     arguments = TrainArguments(batch or settings.batch_id, windows, max_trajectories, seed or 0, force, as_json, options)
     if settings.mode == "continuous" and arguments.batch_id is None:
-        raise typer.Exit(train_continuously(settings, given, arguments))
+        raise typer.Exit(train_continuously(settings, arguments))
     with open_database(settings) as database:
         train_as(settings.mode, database, settings, arguments)
 
@@ -223,10 +223,10 @@ def backfill(database: Database, settings: Settings, arguments: TrainArguments) 
             report_training(trained, settings, True)
 
 
-def train_continuously(settings: Settings, given: Mapping[str, Any], arguments: TrainArguments) -> int:
+def train_continuously(settings: Settings, arguments: TrainArguments) -> int:
     """Run Dagster's daemon with this project's automation, without the UI, until the process is interrupted.
 
-    It trains when ready, as with `babylon-rl dev`, and the options ``given`` hold for what it freezes.
+    It trains when ready, as with `babylon-rl dev`, and the options hold for what it freezes.
 
     Raises:
         UsageError: an option of a single batch was given, or --json: there is no last document.
@@ -238,7 +238,7 @@ def train_continuously(settings: Settings, given: Mapping[str, Any], arguments: 
     if settings.model_version is not None:
         raise UsageError("MODEL_VERSION pins one version, and MODE=continuous makes one after the other: unset one of the two.")
     # Handed over as variables, because the daemon's processes read their settings themselves.
-    chosen = dict(given) if arguments.most is None else {**given, "training_max_trajectories": arguments.most}
+    chosen = {**arguments.options} if arguments.most is None else {**arguments.options, "training_max_trajectories": arguments.most}
     variables = {name.upper(): str(value) for name, value in chosen.items()}
     say("The daemon runs; it trains when `babylon-rl ready` says yes or a day has passed. Ctrl-C stops it.")
     # This command is for automation, whatever the environment says.

@@ -148,7 +148,7 @@ def test_what_pins_one_version_does_not_go_with_a_mode_that_makes_many(read_samp
     with pytest.raises(UsageError, match="MODE=backfill makes one after the other"):
         train_as("backfill", read_sample, pinned, TrainArguments())
     with pytest.raises(UsageError, match="MODE=continuous makes one after the other"):
-        train_continuously(pinned, {}, TrainArguments())
+        train_continuously(pinned, TrainArguments())
     assert not read_batches(connection)
 
 
