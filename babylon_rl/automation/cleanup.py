@@ -4,11 +4,9 @@ One function for `babylon-rl cleanup` and the job `cleanup`. Records stay: rows 
 about the deployed version, the versions in use and their ancestors. Calls that wait in the spool are in no database yet and stay.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import dagster as dg
 
@@ -53,10 +51,8 @@ def clean_up(connection: Connection, settings: Settings, now: datetime, *, dry_r
     yield CleanedPart("checkpoints", len(pruned.versions), "versions", pruned.removal.bytes, tuple(pruned.removal.refused))
 
     caches = Removal(dry_run)
-    cache = settings.home / "cache"
-    entries = sorted(os.scandir(cache), key=lambda entry: entry.path) if cache.is_dir() else []
-    directories = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name not in _KEPT_CACHES]
-    for directory in [*directories, settings.home / "tmp"]:
+    directories = [path for path in sorted((settings.home / "cache").glob("*")) if path.is_dir() and not path.is_symlink()]
+    for directory in [*(path for path in directories if path.name not in _KEPT_CACHES), settings.home / "tmp"]:
         caches.unused(directory, seconds)
     yield _files("caches", caches)
 

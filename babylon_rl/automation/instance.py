@@ -114,29 +114,26 @@ def report_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[s
 
 def _end_dead_run(instance: dg.DagsterInstance, connection: Connection, run_id: str) -> str | None:
     """Report one run, in transactions of its own; None if it lives or has ended meanwhile."""
-    (heartbeat,) = lock_heartbeats(connection, [run_id])
-    why = why_dead(heartbeat)
-    if why is None:
-        connection.commit()
-        return None
-    # On record before the report: a process that is alive after all learns at its next beat that it must stop, also if this one dies now.
-    end_heartbeat(connection, run_id)
-    connection.commit()
+    with connection.transaction():
+        (heartbeat,) = lock_heartbeats(connection, [run_id])
+        if (why := why_dead(heartbeat)) is None:
+            return None
+        # On record before the report: a process that is alive after all learns at its next beat that it must stop, also if this one dies.
+        end_heartbeat(connection, run_id)
     # The lock keeps another process from reporting the same run, too.
-    lock_heartbeats(connection, [run_id])
-    # Read anew: a run that ended normally has no process either, and may have ended since the list was read.
-    run = instance.get_run_by_id(run_id)
-    sentence = None
-    if run is not None and run.status in HELD:
+    with connection.transaction():
+        lock_heartbeats(connection, [run_id])
+        # Read anew: a run that ended normally has no process either, and may have ended since the list was read.
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.status not in HELD:
+            return None
         # A run that was being canceled ends as canceled, not as lost.
         if run.status == dg.DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, why)
         else:
             instance.add_run_tags(run_id, {ENDED_TAG: LOST})
             instance.report_run_failed(run, f"{why} What it had finished is kept, and the next run goes on from there.")
-        sentence = f"Run {run_id} of {run.tags.get(PARTITION_TAG, run.job_name)} is ended. {why}"
-    connection.commit()
-    return sentence
+    return f"Run {run_id} of {run.tags.get(PARTITION_TAG, run.job_name)} is ended. {why}"
 
 
 def is_ours(run: dg.DagsterRun) -> bool:

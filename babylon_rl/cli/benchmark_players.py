@@ -3,7 +3,7 @@
 A name is a strategy, base, a version of the registry, or NAME=URL of any endpoint.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -72,8 +72,7 @@ def players_named(
                 players.append(replace(script, game=script.game and game))
             elif url is not None:
                 client = stack.enter_context(ChatClient(url, key, name, attempts=attempts))
-                # Bound now: by the end of the loop the name means the last client.
-                players.append(model(lambda client=client: client, name, f"{name}@{client.shown_url}"))
+                players.append(model(_always(client), name, f"{name}@{client.shown_url}"))
             else:
                 players.append(model(partial(client_of, player), player, local[player].identity))
         yield players
@@ -87,6 +86,11 @@ def _endpoint(text: str) -> tuple[str, str | None]:
     if not name or not url.startswith(("http://", "https://")):
         raise UsageError(f"{text!r}: write NAME=URL with the model's name and a URL such as http://127.0.0.1:8000/v1.")
     return name, url
+
+
+def _always(client: ChatClient) -> Callable[[], ChatClient]:
+    # Bound here: a lambda in the loop would give every player the last client.
+    return lambda: client
 
 
 def _local(names: Sequence[str], settings: Settings) -> dict[str, ModelSource]:
