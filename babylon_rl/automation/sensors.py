@@ -55,9 +55,7 @@ _HOURS_AGAIN = "Its hours are tried again every hour by themselves; they can be 
 sensor = partial(dg.sensor, minimum_interval_seconds=every(60), default_status=SENSORS)
 
 
-@sensor(
-    description="Reports the hours whose rows came, changed or went: the last 7 days, and at its first look all of them.",
-)
+@sensor(description="Reports the hours whose rows came, changed or went: the last 7 days, and at its first look all of them.")
 def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
     # The graph ends with LAST_WINDOW until rows of a later hour come; hours after its end are observed once it has them.
     if END_OF_HOURS is not None and end_of_hours(babylon.settings, babylon.now()) is None:
@@ -161,9 +159,7 @@ def ask_judge_again(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     )
 
 
-@sensor(
-    description="Advances, holds or rolls back the version on trial by its guards on live data, and counts the use of versions.",
-)
+@sensor(description="Advances, holds or rolls back the version on trial by its guards on live data, and counts the use of versions.")
 def advance_rollouts(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
     from babylon_rl.serving.promotion import advance
 

@@ -176,11 +176,7 @@ def _parts(document: dict[str, Any], comparison: ComparisonDocument) -> list[Tab
         for name, ready in ({"before": document["before"]} | played | {"after": document["after"]}).items()
     ]
     states = listed(["readiness", "freezable", "hours", "quality", ""], rows)
-    return [agents_table(comparison), *comparison.notes, "", states, "", *(f"{name:11} {value}" for name, value in _facts(document))]
-
-
-def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
-    runs, training, model = len(document["runs"]), document["training"], document["model"]
+    runs, model = len(document["runs"]), document["model"]
     facts = [("recorded", f"{document['recorded']} runs as evaluation, {runs - document['recorded']} were in the database before")]
     if training is not None:
         facts.append(("played", f"{len(training['hours'])} training hours, {training['hours'][0]} to {training['hours'][-1]}"))
@@ -189,4 +185,5 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
         facts += [("trained", f"{training['modelVersion']} of {training['batchId']}"), ("checkpoint", training["checkpoint"]),
                   ("artifact", training["artifact"] or "none at Weights & Biases"), ("it answers", answered)]  # fmt: skip
     latest = f"{model.version} ({model.status}), from {model.parent or model.base_model}" if model is not None else "none yet"
-    return [*facts, ("newest", latest)]
+    lines = [f"{name:11} {value}" for name, value in [*facts, ("newest", latest)]]
+    return [agents_table(comparison), *comparison.notes, "", states, "", *lines]
