@@ -77,10 +77,7 @@ def _fallback(settings: Settings) -> tuple[str, str]:
 
 
 def _alerts(settings: Settings) -> tuple[str, str]:
-    given = {
-        "DISCORD_WEBHOOK_URL": settings.discord_webhook_url, "ALERT_WEBHOOK_URL": settings.alert_webhook_url,
-    }  # fmt: skip
-    channels = [name for name, value in given.items() if value is not None]
+    channels = [name.upper() for name in ("discord_webhook_url", "alert_webhook_url") if getattr(settings, name) is not None]
     if not channels:
         return FAIL, "no channel gets alerts: set DISCORD_WEBHOOK_URL or ALERT_WEBHOOK_URL, then `babylon-rl alerts --test`."
     return PASS, f"alerts go to {', '.join(channels)}; `babylon-rl alerts --test` tries it. Scrape /metrics of gateway and admin API"
