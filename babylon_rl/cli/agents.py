@@ -115,8 +115,8 @@ def harness(
         comparison, training, faults = compare_results(sound, refused), None, list[str]()
         if train:
             number = windows or missing_hours(_readiness(database, settings), settings, agents)
-            hours = SpawnRequest(agents, 0, number, seed, start=start)
-            training, faults = _learn(database, settings, markets[0], hours, TrainArguments(seed=seed, force=force, as_json=as_json))
+            request = SpawnRequest(agents, 0, number, seed, start=start)
+            training, faults = _learn(database, settings, markets[0], request, TrainArguments(seed=seed, force=force, as_json=as_json))
         after = _readiness(database, settings)
         with database.connect() as connection:
             model = next((ModelDocument.of(model) for model in read_models(connection) if not model.foreign), None)
