@@ -23,7 +23,6 @@ from babylon_rl.logs import Redactor
 
 if TYPE_CHECKING:
     import psycopg
-    from opentelemetry.sdk.trace.export import SpanExporter
 
 _LOG = logging.getLogger(__name__)
 EXPORT_S = 2.0  # the longest a batch of spans is tried, and so what a process that ends may wait for a collector
@@ -59,7 +58,6 @@ class _Tracing:
     def __init__(self, endpoint: str, redactor: Redactor) -> None:
         # Names of attributes as the stable conventions have them; read by the instrumentations.
         os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database")
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -74,20 +72,14 @@ class _Tracing:
 
         # The exporter's own lines, one for each try, are replaced by one for each change.
         logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
-        self._sending = _sending(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_S), endpoint, redactor)
+        self.exporter = _exporter(endpoint, redactor)
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win over the name; OTEL_TRACES_SAMPLER and the like are read by the SDK.
         named = {} if "OTEL_SERVICE_NAME" in os.environ else {SERVICE_NAME: "babylon-rl"}
         self.provider = TracerProvider(resource=Resource.create(named), id_generator=RunIds(), shutdown_on_exit=False)
-        self.provider.add_span_processor(BatchSpanProcessor(self._sending))
+        self.provider.add_span_processor(BatchSpanProcessor(self.exporter))
         self.tracer = self.provider.get_tracer("babylon_rl")
-        self._requests = AioHttpClientInstrumentor()
-        self._requests.instrument(tracer_provider=self.provider)
-
-    def end(self) -> None:
-        """Send the waiting spans."""
-        self._requests.uninstrument()
-        self._sending.is_last = True
-        self.provider.shutdown()
+        self.requests = AioHttpClientInstrumentor()
+        self.requests.instrument(tracer_provider=self.provider)
 
 
 _tracing: _Tracing | None = None
@@ -112,7 +104,9 @@ def stop_traces() -> None:
     """Send the waiting spans, and trace nothing more."""
     global _tracing
     if _tracing is not None:
-        _tracing.end()
+        _tracing.requests.uninstrument()
+        _tracing.exporter.is_last = True
+        _tracing.provider.shutdown()
         _tracing = None
 
 
@@ -126,30 +120,30 @@ def span(name: str, kind: Kind = "internal", **attributes: Attribute) -> Abstrac
 
 @contextmanager
 def _opened(tracing: _Tracing, name: str, kind: Kind, attributes: Mapping[str, Attribute]) -> Iterator[Span]:
-    from opentelemetry.trace import SpanKind, StatusCode
+    from opentelemetry.trace import SpanKind, StatusCode, use_span
     from structlog.contextvars import get_contextvars
 
     fields = get_contextvars()
+    try:
+        trace_id = UUID(fields.get("run")).int  # of 128 bits, as a trace's is
+    except (ValueError, TypeError, AttributeError):
+        trace_id = None
     # A span that begins a trace gets the Dagster run's id for it (RunIds). Only while it is made: other traces of this context have their
     # own.
-    token = _run_trace.set(_uuid(fields.get("run")))
+    token = _run_trace.set(trace_id)
     try:
-        opened = tracing.tracer.start_as_current_span(
-            name, kind=SpanKind[kind.upper()], record_exception=False, set_status_on_exception=False
-        )
-        inner = opened.__enter__()
+        inner = tracing.tracer.start_span(name, kind=SpanKind[kind.upper()])
     finally:
         _run_trace.reset(token)
-    traced = Span(inner)
-    traced.note(**{**fields, **attributes})
-    try:
-        yield traced
-    except BaseException as error:
-        inner.set_status(StatusCode.ERROR)
-        traced.note(error=type(error).__name__)
-        raise
-    finally:
-        opened.__exit__(None, None, None)
+    with use_span(inner, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+        traced = Span(inner)
+        traced.note(**{**fields, **attributes})
+        try:
+            yield traced
+        except BaseException as error:
+            inner.set_status(StatusCode.ERROR)
+            traced.note(error=type(error).__name__)
+            raise
 
 
 def note(**attributes: Attribute) -> None:
@@ -197,21 +191,14 @@ def traced_step(function: F) -> F:
     return cast(F, generator if isgeneratorfunction(function) else plain)
 
 
-def _uuid(run: Any) -> int | None:
-    """The number of a Dagster run's id, which is 128 bits as a trace's is."""
-    try:
-        return UUID(run).int
-    except (ValueError, TypeError, AttributeError):
-        return None
-
-
-def _sending(exporter: "SpanExporter", endpoint: str, redactor: Redactor) -> Any:
-    """Wrap an exporter: attributes are redacted, messages of errors left out, and a lost collector is logged.
+def _exporter(endpoint: str, redactor: Redactor) -> Any:
+    """An exporter to a collector: attributes are redacted, messages of errors left out, and a lost collector is logged.
 
     It says once that the collector is gone and once that it is back, and gives up at the end of the process.
     """
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+    from opentelemetry.sdk.trace.export import SpanExportResult
     from opentelemetry.trace import Status
 
     def cleaned(span: ReadableSpan) -> ReadableSpan:
@@ -223,7 +210,7 @@ def _sending(exporter: "SpanExporter", endpoint: str, redactor: Redactor) -> Any
             instrumentation_scope=span.instrumentation_scope,
         )  # fmt: skip
 
-    class Sending(SpanExporter):
+    class Exporter(OTLPSpanExporter):
         is_last = works_not = False
 
         def export(self, spans: Sequence[Any]) -> SpanExportResult:
@@ -231,7 +218,7 @@ def _sending(exporter: "SpanExporter", endpoint: str, redactor: Redactor) -> Any
             if self.is_last and self.works_not:
                 return SpanExportResult.FAILURE
             began_s = time.monotonic()
-            result = exporter.export([cleaned(span) for span in spans])
+            result = super().export([cleaned(span) for span in spans])
             if (result is SpanExportResult.FAILURE) is not self.works_not:
                 self.works_not = not self.works_not
                 after = f"after {time.monotonic() - began_s:.1f} s"
@@ -241,7 +228,4 @@ def _sending(exporter: "SpanExporter", endpoint: str, redactor: Redactor) -> Any
                     _LOG.info("spans are sent to %s again", endpoint)
             return result
 
-        def shutdown(self) -> None:
-            exporter.shutdown()
-
-    return Sending()
+    return Exporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_S)
