@@ -54,8 +54,8 @@ class ClientGone(Exception):
     """The client closed its connection before its answer was complete."""
 
 
-def server_config(app: Any, **options: Any) -> "uvicorn.Config":
-    """Return uvicorn's configuration of a server that strangers may reach; ``options`` are uvicorn's own.
+def uvicorn_server(app: Any, **options: Any) -> "uvicorn.Server":
+    """Make a server that strangers may reach; ``options`` are those of uvicorn's configuration.
 
     h11 reads a request with ``Upgrade`` as any other. Raises this process's limit of open files, as each connection is one.
     """
@@ -72,7 +72,7 @@ def server_config(app: Any, **options: Any) -> "uvicorn.Config":
         "h11_max_incomplete_event_size": MAX_HEAD_BYTES, "timeout_keep_alive": KEEP_ALIVE_S, "timeout_graceful_shutdown": 3,
         "access_log": False, "server_header": False, "proxy_headers": False, "log_level": "error",
     }  # fmt: skip
-    return uvicorn.Config(app, **(chosen | options))
+    return uvicorn.Server(uvicorn.Config(app, **(chosen | options)))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -148,7 +148,6 @@ class Door:
         self._app, self._respond, self._keyed, self._pages = app, respond, keyed, pages
 
     async def __call__(self, scope: Scope, receive: AsgiReceive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
         if scope["type"] == "http":
             try:
                 self._check(scope)
@@ -318,7 +317,6 @@ def cancelled_when_gone(receive: Receive) -> Iterator[None]:
 
 
 def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Response with a document as JSON."""
     return Response(msgspec.json.encode(document), status, headers, "application/json")
 
 

@@ -38,7 +38,7 @@ from babylon_rl.http_server import (
     error_handlers,
     read_json,
     refusal,
-    server_config,
+    uvicorn_server,
 )
 from babylon_rl.models.base_model import BASE_MODEL_NAME
 from babylon_rl.models.batcher import Batcher, FindAdapter, PendingAnswer
@@ -121,16 +121,13 @@ def create_app(
 
 def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None], find_adapter: FindAdapter = lambda name: None) -> None:
     """Serve until interrupted or failed; ``announce`` gets one JSON line, {"host", "port", "models"}, once requests are accepted."""
-    import uvicorn
-
     failures: list[Exception] = []
 
     def end(failure: Exception) -> None:
         failures.append(failure)
         server.should_exit = True
 
-    app = create_app(policy, find_adapter=find_adapter, on_failure=end)
-    server = uvicorn.Server(server_config(app))
+    server = uvicorn_server(create_app(policy, find_adapter=find_adapter, on_failure=end))
     # Before the announcement: its reader may connect at once.
     bound.listen(512)
     host, port = bound.getsockname()[:2]

@@ -52,8 +52,8 @@ from babylon_rl.http_server import (
     json_response,
     read_json,
     refuse_nesting,
-    server_config,
     url_of,
+    uvicorn_server,
 )
 from babylon_rl.judge.scoring import HOURS_PER_RUN, unscored_hours
 from babylon_rl.logs import start_logs
@@ -133,8 +133,7 @@ class AdminApi:
             return ReadinessDocument.of(readiness(connection, self.settings, request.now))
 
     def trigger(self, request: AdminRequest) -> Shape:
-        body: shapes.TriggerRequest = request.body
-        return self._start(request.now, body)
+        return self._start(request.now, request.body)
 
     def cancel(self, request: AdminRequest) -> Shape:
         body: shapes.CancelRequest = request.body
@@ -150,14 +149,11 @@ class AdminApi:
             totals = hour_totals(connection, bounds.first, bounds.end)
             recent = [shapes.TrajectoryDocument.of(row) for row in recent_trajectories(connection, now, TRAJECTORIES_SHOWN)]
             quality = document_of(sampled_quality(connection, settings, now))
-        hours = [
-            shapes.HourDocument(window_id=hour.window, trajectory_count=hour.trajectories, avg_steps=hour.mean_steps, avg_pnl=hour.mean_pnl)
-            for hour in totals
-        ]
+        hours = [shapes.HourDocument.of(hour) for hour in totals]
         least = settings.min_agents_per_window
         ready = [document for document, hour in zip(hours, totals, strict=True) if hour.usable_episodes >= least]
         summary = shapes.DataSummary(
-            total_trajectories=sum(hour.trajectory_count for hour in hours),
+            total_trajectories=sum(hour.trajectories for hour in hours),
             total_windows=len(hours),
             ready_windows=len(ready),
             min_agents_required=least,
@@ -319,7 +315,6 @@ OPERATIONS = [
 
 
 def create_app(api: AdminApi) -> ASGIApp:
-    """Create the application around the parts of a process."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -327,15 +322,8 @@ def create_app(api: AdminApi) -> ASGIApp:
         yield
         await asyncio.to_thread(api.state.close)
 
-    document = msgspec.json.encode(openapi_document(OPERATIONS, __version__))
     paths = sorted({operation.path for operation in OPERATIONS})
     index = {"name": "babylon_rl admin API", "page": PATH, "version": __version__, "openapi": "/openapi.json", "paths": paths}
-
-    async def root(_: Request) -> Response:
-        return json_response(index)
-
-    async def openapi(_: Request) -> Response:
-        return Response(document, media_type="application/json")
 
     async def samples(request: Request) -> Response:
         # Admitted as the status, of which the metrics are made.
@@ -346,7 +334,12 @@ def create_app(api: AdminApi) -> ASGIApp:
             raise ApiError(503, f"The status cannot be read: {first_line(broken)}", "database_unavailable") from None
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    routes = [RoutedPath("/", root), RoutedPath("/openapi.json", openapi), RoutedPath("/metrics", samples), *api.page.routes()]
+    routes = [
+        RoutedPath("/", json_response(index), methods=["GET"]),
+        RoutedPath("/openapi.json", json_response(openapi_document(OPERATIONS, __version__)), methods=["GET"]),
+        RoutedPath("/metrics", samples),
+        *api.page.routes(),
+    ]
     for path in paths:
         methods = {operation.method: operation for operation in OPERATIONS if operation.path == path}
         routes.append(RoutedPath(path, _endpoint(api, methods), methods=list(methods)))
@@ -411,12 +404,31 @@ async def _read_upload(api: AdminApi, request: Request, client: str, files: Asyn
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise ApiError(415, "Send a form: content-type multipart/form-data with model, version and metadata.", "content_type")
     limit = api.settings.upload_limit_mb * 1024**2
-    # The form's own lines and its other fields come on top of the file.
-    body = LimitedBody(request, limit + BODY_LIMIT)
+    size = 0
+    refused: ApiError | ClientGone | None = None  # why reading ended early
+
+    async def receive() -> Any:
+        nonlocal size, refused
+        try:
+            message = await asyncio.wait_for(request.receive(), BODY_TIMEOUT_S)
+        except TimeoutError:
+            refused = ApiError(408, f"No part of the body arrived within {BODY_TIMEOUT_S:g} s.", "body_timeout")
+        else:
+            size += len(message.get("body", b""))
+            if message["type"] == "http.disconnect":
+                refused = ClientGone()
+            # The form's own lines and its other fields come on top of the file.
+            elif size > limit + BODY_LIMIT:
+                refused = ApiError(413, f"The body has more than {limit + BODY_LIMIT:,} bytes.", "body_too_large")
+        # Only this error lets the parser close what it has opened.
+        if refused is not None:
+            raise MultiPartException(str(refused))
+        return message
+
     try:
-        form = await Request(request.scope, body.receive).form(max_files=1, max_fields=2, max_part_size=BODY_LIMIT)
+        form = await Request(request.scope, receive).form(max_files=1, max_fields=2, max_part_size=BODY_LIMIT)
     except HTTPException as unreadable:
-        raise body.refused or ApiError(400, f"The form cannot be read: {unreadable.detail}.", "invalid_body") from None
+        raise refused or ApiError(400, f"The form cannot be read: {unreadable.detail}.", "invalid_body") from None
     files.push_async_callback(form.close)
     model, version, metadata = (form.get(name) for name in ("model", "version", "metadata"))
     if not isinstance(model, UploadFile) or not isinstance(version, str) or not isinstance(metadata, str):
@@ -429,31 +441,6 @@ async def _read_upload(api: AdminApi, request: Request, client: str, files: Asyn
     except NOT_JSON as invalid:
         raise ApiError(400, f"The field metadata is not as described in /openapi.json: {invalid}.", "invalid_body") from None
     return AdminRequest(client, utc_now(), facts, model, version)
-
-
-class LimitedBody:
-    """Parts of a long body, each in time; ``refused`` says why reading ended early."""
-
-    def __init__(self, request: Request, longest: int) -> None:
-        self.refused: ApiError | ClientGone | None = None
-        self._receive, self._longest, self._size = request.receive, longest, 0
-
-    async def receive(self) -> Any:
-        try:
-            message = await asyncio.wait_for(self._receive(), BODY_TIMEOUT_S)
-        except TimeoutError:
-            raise self._refusal(ApiError(408, f"No part of the body arrived within {BODY_TIMEOUT_S:g} s.", "body_timeout")) from None
-        if message["type"] == "http.disconnect":
-            raise self._refusal(ClientGone())
-        self._size += len(message.get("body", b""))
-        if self._size > self._longest:
-            raise self._refusal(ApiError(413, f"The body has more than {self._longest:,} bytes.", "body_too_large"))
-        return message
-
-    def _refusal(self, reason: ApiError | ClientGone) -> MultiPartException:
-        # Only this error lets the parser close what it has opened.
-        self.refused = reason
-        return MultiPartException(str(reason))
 
 
 def _author(request: AdminRequest) -> releases.ReleaseAuthor:
@@ -470,8 +457,6 @@ def _refusal(error: ApiError) -> Response:
 
 def serve(settings: Settings, host: str, port: int, announce: Callable[[str], None]) -> None:
     """Serve until interrupted; ``announce`` gets a line for people once the address is bound."""
-    import uvicorn
-
     start_logs(settings)
     with bind(host, port) as bound, open_database(settings, prepare=False) as database:
         bound.listen(512)  # what is announced takes connections, and answers once the server below runs
@@ -479,5 +464,4 @@ def serve(settings: Settings, host: str, port: int, announce: Callable[[str], No
         announce(
             f"Admin page on {url}{PATH}, API as {url}/openapi.json has it; it launches runs at {settings.dagster_url}. Ctrl-C ends it."
         )
-        api = AdminApi(settings, database)
-        uvicorn.Server(server_config(create_app(api), timeout_graceful_shutdown=10)).run(sockets=[bound])
+        uvicorn_server(create_app(AdminApi(settings, database)), timeout_graceful_shutdown=10).run(sockets=[bound])

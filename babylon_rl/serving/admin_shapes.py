@@ -96,10 +96,10 @@ class DataSummary(Shape):
 class HourDocument(Shape):
     """An hour that was read; P&L is the mean window P&L in dollars."""
 
-    window_id: str
-    trajectory_count: int
-    avg_steps: float | None
-    avg_pnl: float | None
+    window: str = msgspec.field(name="windowId")
+    trajectories: int = msgspec.field(name="trajectoryCount")
+    mean_steps: float | None = msgspec.field(name="avgSteps")
+    mean_pnl: float | None = msgspec.field(name="avgPnl")
 
 
 class TrajectoryDocument(Shape):

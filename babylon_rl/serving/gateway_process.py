@@ -30,8 +30,8 @@ from babylon_rl.http_server import (
     json_response,
     read_json,
     refusal,
-    server_config,
     url_of,
+    uvicorn_server,
 )
 from babylon_rl.logs import secrets_of, start_logs
 from babylon_rl.serving.access import new_key
@@ -89,9 +89,6 @@ def create_app(gateway: Gateway) -> ASGIApp:
         client.spend(spent_tokens(None, len(body), 0))
         return Response(content, status, media_type="application/json")
 
-    async def health(_: Request) -> Response:
-        return json_response({"status": "ok"})
-
     async def ready(_: Request) -> Response:
         state, problem = gateway.state, gateway.state.problem
         known = state.reads or state.restored
@@ -105,8 +102,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
     routes = [
         RoutedPath("/v1/chat/completions", gateway), RoutedPath("/v1/responses", ResponsesEndpoint(gateway)),
         RoutedPath("/v1/embeddings", embeddings, methods=["POST"]), RoutedPath("/v1/models", models),
-        RoutedPath("/v1/models/{name:path}", model),
-        RoutedPath("/health", health), RoutedPath("/ready", ready), RoutedPath("/metrics", samples),
+        RoutedPath("/v1/models/{name:path}", model), RoutedPath("/ready", ready), RoutedPath("/metrics", samples),
+        RoutedPath("/health", json_response({"status": "ok"}), methods=["GET"]),
     ]  # fmt: skip
     handlers = error_handlers(
         refusal,
@@ -142,8 +139,6 @@ def worker() -> ASGIApp:
 
 def serve(settings: Settings, host: str, port: int, workers: int, announce: Callable[[str], None]) -> None:
     """Serve until interrupted; ``announce`` gets lines for people once the address is bound."""
-    import uvicorn
-
     start_logs(settings)
     start_traces(settings.otel_exporter_otlp_endpoint, secrets_of(settings))
     bound = bind(host, port)
@@ -153,7 +148,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
         announce(f"Gateway on {url_of(bound)}/v1. Ctrl-C ends it.")
         stack.enter_context(call_writer(settings))
         if workers == 1:
-            uvicorn.Server(server_config(create_app(Gateway(settings)), timeout_graceful_shutdown=STOP_S)).run(sockets=[bound])
+            uvicorn_server(create_app(Gateway(settings)), timeout_graceful_shutdown=STOP_S).run(sockets=[bound])
         else:
             from uvicorn.supervisors import Multiprocess
 
@@ -164,8 +159,8 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
             os.environ[PROCESSES_DIRECTORY] = str(directory)
             application = "babylon_rl.serving.gateway_process:worker"
-            config = server_config(application, factory=True, workers=workers, timeout_graceful_shutdown=STOP_S)
-            Multiprocess(config, sockets=[bound]).run()
+            server = uvicorn_server(application, factory=True, workers=workers, timeout_graceful_shutdown=STOP_S)
+            Multiprocess(server.config, sockets=[bound]).run()
 
 
 @contextmanager
@@ -178,11 +173,9 @@ def running_gateway(settings: Settings) -> Iterator[tuple[str, str]]:
         DatabaseError: the calls could not be written in time; they wait on disk.
         ModelUnavailable: it did not start in time, or could not read the registry.
     """
-    import uvicorn
-
     key = new_key()
     gateway = Gateway(settings, own_key=key)
-    server = uvicorn.Server(server_config(create_app(gateway), timeout_graceful_shutdown=STOP_S))
+    server = uvicorn_server(create_app(gateway), timeout_graceful_shutdown=STOP_S)
 
     def late() -> str:
         return f"The gateway did not start within {START_S:g} s: {gateway.state.problem or 'see its log'}."

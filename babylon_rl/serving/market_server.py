@@ -29,7 +29,7 @@ from babylon_rl.evaluation.metrics import RunLabel, decision_lines, result_of
 from babylon_rl.evaluation.play import MODEL, PLAYER_ID, engine_version, external_identity
 from babylon_rl.evaluation.results import SUFFIX, RunFiles, read_result, slug
 from babylon_rl.evaluation.snapshots import Snapshot
-from babylon_rl.http_server import Door, client_address, error_handlers, json_response, read_json, server_config, url_of
+from babylon_rl.http_server import Door, client_address, error_handlers, json_response, read_json, url_of, uvicorn_server
 from babylon_rl.market.simulation.actions import Action, Hold, Invalid, kind, parse_action, response_format
 from babylon_rl.market.simulation.agents import FREE, Decision, Mandate
 from babylon_rl.market.simulation.exchange import Exchange
@@ -154,14 +154,12 @@ class SessionRegistry:
     def playing(self, token: str) -> MarketSession:
         """The running session of a token. Raises ApiError: there is none of this token, or it is over."""
         self.sweep()
-        if token in self._ended:
+        session = self._playing.get(token)
+        if token in self._ended or (session is not None and session.over):
             raise ApiError(409, "The market is over. GET /result has what came of it.", "over")
-        if token not in self._playing:
+        if session is None:
             message = "There is no such session. POST /start gives a token; send it as `Authorization: Bearer TOKEN`."
             raise ApiError(401, message, "no_session")
-        session = self._playing[token]
-        if session.over:
-            raise ApiError(409, "The market is over. GET /result has what came of it.", "over")
         session.touched_at = self._clock()
         return session
 
@@ -193,7 +191,6 @@ class SessionRegistry:
                 self._end_unasked(token, f"{session.agent.name} did nothing for {now - session.touched_at:.0f} s")
 
     def close(self) -> None:
-        """End all sessions."""
         for token in list(self._playing):
             self._end_unasked(token, "the server ended")
 
@@ -215,8 +212,7 @@ def create_app(market: Snapshot, *, idle_s: float = IDLE_S, results: Path | None
     tickers = [asset.ticker for asset in scenario.assets]
     about_market = {"snapshot": market.id, "ticks": scenario.ticks, "tickSeconds": scenario.tick_seconds, "tickers": tickers}
 
-    async def about(_: Request) -> Response:
-        return json_response(about_market | {"protocol": ["POST /start", "GET /observe", "POST /act", "POST /advance", "GET /result"]})
+    about = about_market | {"protocol": ["POST /start", "GET /observe", "POST /act", "POST /advance", "GET /result"]}
 
     async def start(request: Request) -> Response:
         asked = _start(await _body(request))
@@ -262,9 +258,10 @@ def create_app(market: Snapshot, *, idle_s: float = IDLE_S, results: Path | None
         yield
         sessions.close()
 
-    routes = [Route("/", about), Route("/observe", observe), Route("/schema", schema), Route("/result", result)]
-    routes += [Route(path, handler, methods=["POST"]) for path, handler in (("/start", start), ("/act", act), ("/advance", advance))]
-    routes.append(Route("/stop", stop, methods=["POST"]))
+    routes = [Route("/", json_response(about), methods=["GET"])]
+    routes += [Route("/observe", observe), Route("/schema", schema), Route("/result", result)]
+    posts = {"/start": start, "/act": act, "/advance": advance, "/stop": stop}
+    routes += [Route(path, handler, methods=["POST"]) for path, handler in posts.items()]
     handlers = error_handlers(
         _refusal,
         "served: GET /, /observe, /schema, /result; POST /start, /act, /advance, /stop",
@@ -277,10 +274,7 @@ def create_app(market: Snapshot, *, idle_s: float = IDLE_S, results: Path | None
 
 def serve(market: Snapshot, bound: socket.socket, announce: Callable[[str], None], *, idle_s: float, results: Path | None = None) -> None:
     """Serve until interrupted; ``announce`` gets the server's address once requests are accepted."""
-    import uvicorn
-
-    app = create_app(market, idle_s=idle_s, results=results)
-    server = uvicorn.Server(server_config(app))
+    server = uvicorn_server(create_app(market, idle_s=idle_s, results=results))
     bound.listen(512)
     announce(url_of(bound))
     server.run(sockets=[bound])

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-import uvicorn
 from pydantic import SecretStr
 
-from babylon_rl.http_server import in_thread, server_config
+from babylon_rl.http_server import in_thread, uvicorn_server
 from babylon_rl.serving.admin_api import AdminApi, create_app
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -114,6 +113,6 @@ def running_admin(settings: Settings, database: Database, **options: Any) -> Ite
     """Serve until the block ends."""
     settings = settings.model_copy(update={"database_url": SecretStr(database.url)})
     api = AdminApi(settings, database, **options)
-    server = uvicorn.Server(server_config(create_app(api), timeout_graceful_shutdown=2))
+    server = uvicorn_server(create_app(api), timeout_graceful_shutdown=2)
     with in_thread(server, "admin API", lambda: "The admin API did not start.") as url:
         yield AdminServer(url, api)

@@ -21,7 +21,7 @@ import uvicorn
 import uvloop
 from pydantic import SecretStr
 
-from babylon_rl.http_server import bind, server_config
+from babylon_rl.http_server import bind, uvicorn_server
 from babylon_rl.serving.call_writer import call_writer
 from babylon_rl.serving.gateway import Gateway
 from babylon_rl.serving.gateway_process import create_app
@@ -119,7 +119,7 @@ def running_gateway(
     with call_writer(settings) if writes else nullcontext(), bind("127.0.0.1", 0) as bound:
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * client_timeout_s))
         bound.listen(512)
-        server = uvicorn.Server(server_config(create_app(gateway), timeout_graceful_shutdown=2))
+        server = uvicorn_server(create_app(gateway), timeout_graceful_shutdown=2)
         loops: list[asyncio.AbstractEventLoop] = []
 
         async def run() -> None:

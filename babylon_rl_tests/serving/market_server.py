@@ -9,10 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import Request
 
-import uvicorn
-
 from babylon_rl.evaluation.snapshots import Snapshot
-from babylon_rl.http_server import in_thread, server_config
+from babylon_rl.http_server import in_thread, uvicorn_server
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.serving.market_server import create_app
@@ -79,7 +77,6 @@ def small_market(minutes: int = 30, seed: int = 3) -> Snapshot:
 @contextmanager
 def served(market: Snapshot, *, idle_s: float = 600.0, results: Path | None = None, clock: Clock | None = None) -> Iterator[str]:
     """The address of a server in a thread, which ends with the block."""
-    app = create_app(market, idle_s=idle_s, results=results, clock=clock or Clock())
-    server = uvicorn.Server(server_config(app))
+    server = uvicorn_server(create_app(market, idle_s=idle_s, results=results, clock=clock or Clock()))
     with in_thread(server, "market", lambda: "The market did not start.") as url:
         yield url

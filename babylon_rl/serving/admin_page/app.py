@@ -43,7 +43,6 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
 }
-Admit = Callable[[Request], Client]
 
 
 class Logins:
@@ -65,7 +64,6 @@ class Logins:
         return cookie
 
     def close(self, headers: Mapping[str, str]) -> None:
-        """End the login of a request."""
         self._keys.pop(_cookie(headers), None)
 
     def has_ended(self, headers: Mapping[str, str]) -> bool:
@@ -87,21 +85,21 @@ def _cookie(headers: Mapping[str, str]) -> str:
 class AdminPage:
     """The page of one process; ``admit`` decides on a request as the admin API does."""
 
-    def __init__(self, settings: Settings, database: Database, access: Access, logins: Logins, admit: Admit) -> None:
+    def __init__(self, settings: Settings, database: Database, access: Access, logins: Logins, admit: Callable[[Request], Client]) -> None:
         self._settings, self._database, self._access, self._logins, self._admit = settings, database, access, logins, admit
-        style = (TEMPLATES / "style.css").read_text("utf-8") + (_HERE / "page.css").read_text("utf-8")
-        self._files = {"page.css": (style, "text/css"), "page.js": ((_HERE / "page.js").read_text("utf-8"), "text/javascript")}
 
     def routes(self) -> list[RoutedPath]:
-        """The paths of the page."""
-        files = [RoutedPath(f"{PATH}/{name}", self._file(name)) for name in self._files]
+        kept = {"x-content-type-options": "nosniff", "cache-control": "no-cache"}
+        style = (TEMPLATES / "style.css").read_text("utf-8") + (_HERE / "page.css").read_text("utf-8")
+        script = (_HERE / "page.js").read_text("utf-8")
         return [
             RoutedPath(PATH, self._shown(self._page)),
             RoutedPath(f"{PATH}/agent", self._shown(self._agent)),
             RoutedPath(f"{PATH}/live.json", self._shown(self._live)),
             RoutedPath(f"{PATH}/login", self._login, methods=["POST"]),
             RoutedPath(f"{PATH}/logout", self._logout, methods=["POST"]),
-            *files,
+            RoutedPath(f"{PATH}/page.css", Response(style, 200, kept, "text/css"), methods=["GET"]),
+            RoutedPath(f"{PATH}/page.js", Response(script, 200, kept, "text/javascript"), methods=["GET"]),
         ]
 
     def _page(self, connection: Connection, request: Request, client: Client) -> Response:
@@ -167,14 +165,6 @@ class AdminPage:
         self._logins.close(request.headers)
         answer = RedirectResponse(PATH, 303)
         answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
-        return answer
-
-    def _file(self, name: str) -> Callable[[Request], object]:
-        text, kind = self._files[name]
-
-        async def answer(_: Request) -> Response:
-            return Response(text, media_type=kind, headers={"x-content-type-options": "nosniff", "cache-control": "no-cache"})
-
         return answer
 
 
