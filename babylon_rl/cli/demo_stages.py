@@ -29,8 +29,9 @@ from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.server_process import Serving
 from babylon_rl.serving.call_writer import write_waiting
 from babylon_rl.serving.gateway_process import running_gateway
-from babylon_rl.serving.promotion import Guard, describe, read_guards
+from babylon_rl.serving.promotion import describe, read_guards
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
+from babylon_rl.serving.status_shapes import GuardDocument
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.store.benchmarks import undecided_batches
@@ -264,7 +265,7 @@ def release(state: Demo, version: str | None, hours: Sequence[str]) -> bool:
     return released
 
 
-def end_trial(state: Demo, connection: Connection, trial: Rollout, guards: Sequence[Guard]) -> None:
+def end_trial(state: Demo, connection: Connection, trial: Rollout, guards: Sequence[GuardDocument]) -> None:
     """Release the version on trial to all agents, or roll it back if a guard fails."""
     failed = [guard for guard in guards if guard.verdict == FAIL]
     if failed:
@@ -274,7 +275,7 @@ def end_trial(state: Demo, connection: Connection, trial: Rollout, guards: Seque
     deploy(connection, trial.version, state.settings, author, strategy="immediate")
 
 
-def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) -> list[Guard]:
+def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) -> list[GuardDocument]:
     """Play an hour with agents that ask the gateway, show the guards and return them. It also shows who answered them."""
     if hour not in simulated_hours(connection, state.seed):
         connection.commit()

@@ -6,7 +6,6 @@ agents as the units. The trial's agents are compared with those of the deployed 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from babylon_rl.errors import ReleaseRefused
@@ -20,6 +19,7 @@ from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.ab_tests import EXPECTED_USD
 from babylon_rl.serving.recorded_privacy import agent_hash, why_agents_unknown
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, propose, rollback
+from babylon_rl.serving.status_shapes import GuardDocument
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import Confirmation, read_confirmations
 from babylon_rl.store.connection import Connection
@@ -34,15 +34,6 @@ SHARE_LIMIT = 0.02
 SLOW_SECONDS = 10  # a call that takes longer counts as slow
 LOSS_USD = 25.0  # loss an agent-hour against the deployed version that must be excluded before the last step
 CONFIDENCE = 0.975  # of each of two intervals, so that their difference holds with 95 %
-
-
-@dataclass(frozen=True)
-class Guard:
-    """One guard: ``verdict`` is pass, fail or inconclusive."""
-
-    name: str
-    verdict: str
-    words: str
 
 
 def promote(
@@ -120,7 +111,7 @@ def advance(connection: Connection, settings: Settings, now: datetime) -> str:
     return f"Advanced to {share:g} %. {words}"
 
 
-def read_guards(connection: Connection, trial: Rollout, settings: Settings) -> list[Guard]:
+def read_guards(connection: Connection, trial: Rollout, settings: Settings) -> list[GuardDocument]:
     """Judge the version on trial by its step's calls, and agents' hours since its rollout."""
     calls = read_call_counts(connection, trial.step_since, 1000 * SLOW_SECONDS)
     control = read_routing(connection).deployed
@@ -129,12 +120,12 @@ def read_guards(connection: Connection, trial: Rollout, settings: Settings) -> l
     return guards + judge_hours(hours, trial.version, control)
 
 
-def describe(guards: Sequence[Guard]) -> str:
+def describe(guards: Sequence[GuardDocument]) -> str:
     """All guards in one line."""
     return "; ".join(f"{guard.name} {guard.verdict} ({guard.words})" for guard in guards)
 
 
-def _why_held(trial: Rollout, guards: Sequence[Guard], share: float, settings: Settings, now: datetime) -> str | None:
+def _why_held(trial: Rollout, guards: Sequence[GuardDocument], share: float, settings: Settings, now: datetime) -> str | None:
     undecided = [guard.name for guard in guards if guard.verdict != PASS and (guard.name != PNL or share == 100)]
     if trial.state == "paused":
         return "it is paused"
@@ -176,7 +167,7 @@ def sentence(test: Confirmation) -> str:
     return f"{verdict}: {numbers}, where test {test.number} needs {test.level:.2g} at most."
 
 
-def judge_calls(ours: CallCounts, theirs: CallCounts) -> list[Guard]:
+def judge_calls(ours: CallCounts, theirs: CallCounts) -> list[GuardDocument]:
     """Guards of errors and latency, from calls through the gateway."""
     return [
         _share("errors", (ours.failed, ours.calls), (theirs.failed, theirs.calls)),
@@ -184,7 +175,7 @@ def judge_calls(ours: CallCounts, theirs: CallCounts) -> list[Guard]:
     ]
 
 
-def judge_hours(hours: Sequence[AgentHour], version: str, control: str | None) -> list[Guard]:
+def judge_hours(hours: Sequence[AgentHour], version: str, control: str | None) -> list[GuardDocument]:
     """Guards of refused orders, action collapse and P&L, from the hours of agents."""
     ours, theirs = ([hour for hour in hours if hour.version == name] for name in (version, control))
     refused, control_refused = ((sum(h.refused for h in arm), sum(h.trades for h in arm)) for arm in (ours, theirs))
@@ -195,40 +186,40 @@ def judge_hours(hours: Sequence[AgentHour], version: str, control: str | None) -
     ]
 
 
-def _share(name: str, ours: tuple[int, int], theirs: tuple[int, int]) -> Guard:
+def _share(name: str, ours: tuple[int, int], theirs: tuple[int, int]) -> GuardDocument:
     mine, yours = (live_share(*counts, confidence=CONFIDENCE) for counts in (ours, theirs))
     # Without a control the share is held against none at all.
     low, high = (mine.low - yours.high, mine.high - yours.low) if theirs[1] else (mine.low, mine.high)
     words = f"{ours[0]} of {ours[1]}, control {theirs[0]} of {theirs[1]}"
     if ours[1] and low > SHARE_LIMIT:
-        return Guard(name, FAIL, f"{words}: shown to be more than {SHARE_LIMIT:.0%} above")
+        return GuardDocument(name, FAIL, f"{words}: shown to be more than {SHARE_LIMIT:.0%} above")
     if ours[1] and high <= SHARE_LIMIT:
-        return Guard(name, PASS, f"{words}: at most {SHARE_LIMIT:.0%} above")
-    return Guard(name, INCONCLUSIVE, f"{words}: too early to say")
+        return GuardDocument(name, PASS, f"{words}: at most {SHARE_LIMIT:.0%} above")
+    return GuardDocument(name, INCONCLUSIVE, f"{words}: too early to say")
 
 
-def _collapse(actions: Mapping[str, int]) -> Guard:
+def _collapse(actions: Mapping[str, int]) -> GuardDocument:
     total, name = sum(actions.values()), max(actions, key=lambda action: actions[action])
     share, words = live_share(actions[name], total, null=COLLAPSE), f"{name} in {actions[name]} of {total} decisions"
     if total and share.low > COLLAPSE:
-        return Guard("action collapse", FAIL, f"{words}: one action alone")
+        return GuardDocument("action collapse", FAIL, f"{words}: one action alone")
     if total and share.high < COLLAPSE:
-        return Guard("action collapse", PASS, words)
-    return Guard("action collapse", INCONCLUSIVE, f"{words}: too early to say")
+        return GuardDocument("action collapse", PASS, words)
+    return GuardDocument("action collapse", INCONCLUSIVE, f"{words}: too early to say")
 
 
-def _pnl(ours: Sequence[AgentHour], theirs: Sequence[AgentHour]) -> Guard:
+def _pnl(ours: Sequence[AgentHour], theirs: Sequence[AgentHour]) -> GuardDocument:
     arms = [_by_agent(arm) for arm in (ours, theirs)]
     if not all(arms):
-        return Guard(PNL, INCONCLUSIVE, f"{len(arms[0])} agents against {len(arms[1])}: too early to say")
+        return GuardDocument(PNL, INCONCLUSIVE, f"{len(arms[0])} agents against {len(arms[1])}: too early to say")
     found = live_comparison(*arms, expected_effect=EXPECTED_USD)
     words = f"{found.mean:+.1f} dollars an agent-hour ({found.low:+.1f} to {found.high:+.1f}), {len(arms[0])} agents against {len(arms[1])}"
     # Fails on any loss that is shown, and passes once a loss of LOSS_USD is excluded.
     if found.high < 0:
-        return Guard(PNL, FAIL, f"{words}: shown to earn less")
+        return GuardDocument(PNL, FAIL, f"{words}: shown to earn less")
     if found.low > -LOSS_USD:
-        return Guard(PNL, PASS, words)
-    return Guard(PNL, INCONCLUSIVE, f"{words}: a loss of {LOSS_USD:g} is not excluded")
+        return GuardDocument(PNL, PASS, words)
+    return GuardDocument(PNL, INCONCLUSIVE, f"{words}: a loss of {LOSS_USD:g} is not excluded")
 
 
 def _by_agent(hours: Sequence[AgentHour]) -> list[list[float]]:

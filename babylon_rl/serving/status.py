@@ -63,12 +63,7 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
             alerts=[shapes.AlertDocument.of(alert) for alert in read_alerts(connection) if alert.open and alert.due_at <= now],
             recent_jobs=[shapes.BatchDocument.of(batch) for batch in batches[:JOBS_SHOWN]],
             models=[shapes.ModelDocument.of(model) for model in models],
-            trajectory_stats=shapes.TrajectoryStats(
-                count=totals.count, counted=totals.counted,
-                means=shapes.TrajectoryMeans(
-                    total_reward=totals.mean_reward, episode_length=totals.mean_length, duration_ms=totals.mean_duration_ms
-                ),
-            ),
+            trajectory_stats=shapes.TrajectoryStats.of(totals, means=shapes.TrajectoryMeans.of(totals)),
             timestamp=moment(now) or "",
         )  # fmt: skip
 
@@ -155,8 +150,7 @@ def _lineage(models: Sequence[Model], reports: dict[str, BenchmarkReport]) -> li
     documents = []
     for model in models:
         report = reports.get(model.training_batch or "") if not model.foreign else None
-        rows = [] if report is None else [row for row in report.rows if row.get("model") == model.version]
-        row = rows[0] if rows else {}
+        row = next((row for row in ([] if report is None else report.rows) if row.get("model") == model.version), {})
         documents.append(
             shapes.LineageDocument.of(
                 model, parent=model.parent_version, batch_id=model.training_batch, status=model.shown_status,
@@ -176,7 +170,7 @@ def _rollout(connection: Connection, settings: Settings) -> shapes.RolloutDocume
     if trial is not None:
         from babylon_rl.serving.promotion import read_guards  # loads scipy
 
-        guards = [shapes.GuardDocument.of(guard) for guard in read_guards(connection, trial, settings)]
+        guards = read_guards(connection, trial, settings)
     return shapes.RolloutDocument.of(shown, agents=len(shown.agent_ids), guards=guards)
 
 

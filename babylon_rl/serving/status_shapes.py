@@ -156,9 +156,9 @@ class Health(Shape):
 class TrajectoryMeans(Shape):
     """Means over all trajectories, null without any."""
 
-    total_reward: float | None
-    episode_length: float | None
-    duration_ms: float | None
+    mean_reward: float | None = msgspec.field(name="totalReward")
+    mean_length: float | None = msgspec.field(name="episodeLength")
+    mean_duration_ms: float | None = msgspec.field(name="durationMs")
 
 
 class TrajectoryStats(Shape):
@@ -205,7 +205,7 @@ class ModelDocument(Shape):
     version: str
     status: str
     base_model: str
-    parent: str | None
+    parent_version: str | None = msgspec.field(name="parent")
     training_batch: str | None
     storage_path: str
     deployed_at: Time | None
@@ -222,11 +222,6 @@ class ModelDocument(Shape):
     tracking_url: str | None
     wandb_artifact_id: str | None
     foreign: bool
-
-    @classmethod
-    def of(cls, row: Any, **others: Any) -> Self:
-        """The document of a ``Model``."""
-        return super().of(row, parent=row.parent_version, **others)
 
 
 class ReadinessStats(Shape):

@@ -332,7 +332,7 @@ def test_a_large_table_is_estimated_and_sampled(connection: Any, settings: Setti
     connection.execute("ANALYZE trajectories")
     (exact,) = connection.execute("SELECT count(*) FROM trajectories").fetchone()
     stats = status_document(connection, settings, NOW).trajectory_stats
-    assert stats.counted == "estimated" and stats.count == pytest.approx(exact, rel=0.05) and stats.means.total_reward is not None
+    assert stats.counted == "estimated" and stats.count == pytest.approx(exact, rel=0.05) and stats.means.mean_reward is not None
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_row_lineage_manifest_card_and_command_tell_the_same(connection, setting
     model = next(m for m in read_models(connection) if m.version == trained.model.version)
     manifest = load_manifest(trained.checkpoint)
     shown, lineage = ModelDocument.of(model), trained.batch
-    parents = [manifest.parent, model.parent_version, shown.parent, lineage.parent_version]
+    parents = [manifest.parent, model.parent_version, shown.parent_version, lineage.parent_version]
     assert parents == ["v1.0.11"] * 4
     assert sorted(manifest.windows) == sorted(model.windows) == sorted(shown.windows) == sorted(lineage.windows)
     card = (trained.checkpoint / "README.md").read_text()
