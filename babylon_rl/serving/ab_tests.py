@@ -78,7 +78,7 @@ class ABReport:
 
 def start(
     connection: Connection, name: str, arms: Sequence[str], shares: Sequence[float], expected_effect_usd: float, author: ReleaseAuthor
-) -> ABTest:
+) -> None:
     """Start a test of versions (or base) with their percent of all agents.
 
     Raises:
@@ -103,21 +103,21 @@ def start(
         if any(test.name == name for test in tests):
             raise ReleaseRefused(f"There has been an A/B test {name}: choose another name, which also assigns agents anew.")
         insert_test(connection, name, arms, shares, expected_effect_usd, author.who, author.why, author.now)
-        return _required(connection, name)
 
 
-def stop(connection: Connection, name: str, author: ReleaseAuthor) -> ABTest:
+def stop(connection: Connection, name: str, author: ReleaseAuthor) -> None:
     """Stop a running test; its agents follow the rollouts again. Raises ReleaseRefused: it does not run."""
     with own_transaction(connection):
         lock_releases(connection)
         if not end_test(connection, name, author.who, author.why, author.now):
             raise ReleaseRefused(f"There is no running A/B test {name}.")
-        return _required(connection, name)
 
 
 def report(connection: Connection, name: str, settings: Settings) -> ABReport:
     """Compare the arms of a test by all hours that have been read. Raises ReleaseRefused: there is no such test."""
-    test = _required(connection, name)
+    test = next((test for test in read_tests(connection) if test.name == name), None)
+    if test is None:
+        raise ReleaseRefused(f"There is no A/B test {name}; `babylon-rl ab status` lists them.")
     assigned = assigned_agents(connection, test.started_at, test.stopped_at)
     hours = read_agent_hours(connection, test.started_at, agent_hash(settings))
     if test.stopped_at is not None:
@@ -188,13 +188,6 @@ def _verdict(test: ABTest, found: Mapping[str, LiveInterval], ratio: SampleRatio
         words = "is shown to earn more than" if one.low > 0 else "is shown to earn less than" if one.high < 0 else "is not told apart from"
         sentences.append(f"{name} {words} {test.arms[0]}: {one}.")
     return " ".join(sentences)
-
-
-def _required(connection: Connection, name: str) -> ABTest:
-    test = next((test for test in read_tests(connection) if test.name == name), None)
-    if test is None:
-        raise ReleaseRefused(f"There is no A/B test {name}; `babylon-rl ab status` lists them.")
-    return test
 
 
 def _finite(value: float) -> float | None:

@@ -19,16 +19,14 @@ from babylon_rl.errors import SettingsError
 from babylon_rl.files.durable import write_atomically
 from babylon_rl.settings import Settings
 
-PRIVATE_FIELDS = ("agent", "prompts", "response", "reasoning", "provider_accesses")
-_PRIVATE_COLUMNS = (
-    ("systemPrompt", "prompts"), ("userPrompt", "prompts"), ("messagesJson", "prompts"), ("response", "response"),
-    ("reasoning", "reasoning"),
-)  # fmt: skip
-# Tokens and tool calls spell the answer out.
-_PRIVATE_METADATA = (
-    ("tools", "prompts"), ("logprobs", "response"), ("toolCalls", "response"), ("otherChoices", "response"),
-    ("providerAccesses", "provider_accesses"),
-)  # fmt: skip
+# Columns that a field leaves empty, and entries of the metadata that it removes: tokens and tool calls spell the answer out.
+_PRIVATE: dict[str, tuple[dict[str, str | None], tuple[str, ...]]] = {
+    "agent": ({}, ()),
+    "prompts": ({"systemPrompt": "", "userPrompt": "", "messagesJson": None}, ("tools",)),
+    "response": ({"response": ""}, ("logprobs", "toolCalls", "otherChoices")),
+    "reasoning": ({"reasoning": None}, ()),
+    "provider_accesses": ({}, ("providerAccesses",)),
+}
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,10 @@ class RecordedPrivacy:
         if log is None:
             return
         metadata = {**msgspec.json.decode(log["metadata"]), "agentId": agent}
-        for column, name in _PRIVATE_COLUMNS:
-            if name in self.fields:
-                log[column] = "" if column in ("systemPrompt", "userPrompt", "response") else None
-        for key, name in _PRIVATE_METADATA:
-            if name in self.fields:
+        for name in self.fields:
+            emptied, removed = _PRIVATE[name]
+            log.update(emptied)
+            for key in removed:
                 metadata.pop(key, None)
         log["metadata"] = msgspec.json.encode(metadata).decode()
 
@@ -91,8 +88,8 @@ def _treatments(settings: Settings) -> dict[str, str]:
     fields = {}
     for entry in filter(None, (part.strip() for part in settings.record_private_fields.split(","))):
         name, _, how = entry.partition("=")
-        if name not in PRIVATE_FIELDS or how not in (("", "hash") if name == "agent" else ("",)):
-            raise SettingsError(f"RECORD_PRIVATE_FIELDS holds {entry!r}: choose of agent, agent=hash, {', '.join(PRIVATE_FIELDS[1:])}.")
+        if name not in _PRIVATE or how not in (("", "hash") if name == "agent" else ("",)):
+            raise SettingsError(f"RECORD_PRIVATE_FIELDS holds {entry!r}: choose of agent, agent=hash, {', '.join(list(_PRIVATE)[1:])}.")
         fields[name] = how
     return fields
 

@@ -25,33 +25,19 @@ from babylon_rl.store.releases import BASE, ON_TRIAL, Rollout, State, Strategy
 
 Action = Literal["propose", "start", "set_share", "release", "pause", "resume", "roll_back", "supersede"]
 
-# (state, None for a version without a rollout, and action) -> next state. Anything else is refused.
-TRANSITIONS: dict[tuple[State | None, Action], State] = {
-    (None, "propose"): "candidate",
-    (None, "start"): "rolling",
-    (None, "release"): "released",
-    ("candidate", "start"): "rolling",
-    ("candidate", "release"): "released",
-    ("candidate", "roll_back"): "rolled_back",
-    ("candidate", "supersede"): "superseded",
-    ("rolling", "set_share"): "rolling",
-    ("rolling", "release"): "released",
-    ("rolling", "pause"): "paused",
-    ("rolling", "roll_back"): "rolled_back",
-    ("rolling", "supersede"): "superseded",
-    ("paused", "resume"): "rolling",
-    ("paused", "release"): "released",
-    ("paused", "roll_back"): "rolled_back",
-    ("paused", "supersede"): "superseded",
-    ("released", "roll_back"): "rolled_back",
-    ("released", "supersede"): "superseded",
+LIVE: tuple[State, ...] = ("candidate", *ON_TRIAL, "released")  # type: ignore[assignment]
+# Of each action: the states in which it is possible (None: a version without a rollout), the state after it, and its words.
+TRANSITIONS: dict[Action, tuple[tuple[State | None, ...], State, str]] = {
+    "propose": ((None,), "candidate", "become a candidate"),
+    "start": ((None, "candidate"), "rolling", "be rolled out"),
+    "set_share": (("rolling",), "rolling", "get another share"),
+    "release": ((None, "candidate", "rolling", "paused"), "released", "be released"),
+    "pause": (("rolling",), "paused", "be paused"),
+    "resume": (("paused",), "rolling", "be resumed"),
+    "roll_back": (LIVE, "rolled_back", "be rolled back"),
+    "supersede": (LIVE, "superseded", "be superseded"),
 }
 _LOG = logging.getLogger(__name__)
-LIVE: tuple[State, ...] = ("candidate", *ON_TRIAL, "released")  # type: ignore[assignment]
-_WORDS: dict[Action, str] = {
-    "propose": "become a candidate", "start": "be rolled out", "set_share": "get another share", "release": "be released",
-    "pause": "be paused", "resume": "be resumed", "roll_back": "be rolled back", "supersede": "be superseded",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +51,11 @@ class ReleaseAuthor:
 
 
 def next_state(version: str, state: State | None, action: Action) -> State:
-    """The state after an action. Raises ReleaseRefused: TRANSITIONS has no such transition."""
-    after = TRANSITIONS.get((state, action))
-    if after is None:
+    """The state after an action. Raises ReleaseRefused: it is not possible in this state."""
+    possible_in, after, words = TRANSITIONS[action]
+    if state not in possible_in:
         there = "has no rollout under way" if state is None else f"is {state.replace('_', ' ')}"
-        raise ReleaseRefused(f"{version} {there} and cannot {_WORDS[action]}.")
+        raise ReleaseRefused(f"{version} {there} and cannot {words}.")
     return after
 
 
@@ -80,7 +66,7 @@ def propose(connection: Connection, version: str, author: ReleaseAuthor) -> Roll
         state = next((one.state for one in at.live if one.version == version), None)
         next_state(version, state, "propose")
         at.supersede_candidates()
-        return at.begin(model.version, "propose", "gradual", 0.0)
+        return at.begin(model.version, "propose", "gradual", 0.0, at.deployed)
 
 
 def deploy(
@@ -126,7 +112,7 @@ def deploy(
         if share == 100:
             return at.release(model, own, strategy)
         if own is None:
-            return at.begin(model.version, "start", strategy, share, agent_ids)
+            return at.begin(model.version, "start", strategy, share, at.deployed, agent_ids)
         action: Action = "start" if own.state == "candidate" else "set_share"
         return at.change(own, action, strategy=strategy, percentage=share, agent_ids=tuple(agent_ids))
 
@@ -236,13 +222,14 @@ class _Registry:
             raise ReleaseRefused(f"{version} was rolled back from: only a person deploys it again.")
         return model
 
-    def begin(self, version: str, action: Action, strategy: Strategy, percentage: float, agent_ids: Sequence[str] = ()) -> Rollout:
+    def begin(
+        self, version: str, action: Action, strategy: Strategy, percentage: float, previous: str | None, agent_ids: Sequence[str] = ()
+    ) -> Rollout:
         state = next_state(version, None, action)
         author = self.author
         return stored.insert_rollout(
-            self.connection, version, state, strategy, percentage, agent_ids, self.deployed,
-            who=author.who, why=author.why, now=author.now,
-        )  # fmt: skip
+            self.connection, version, state, strategy, percentage, agent_ids, previous, who=author.who, why=author.why, now=author.now
+        )
 
     def change(self, before: Rollout, action: Action, **changed: Any) -> Rollout:
         state, author = next_state(before.version, before.state, action), self.author
@@ -261,7 +248,7 @@ class _Registry:
         if self.deployed is not None:
             self.archive(self.deployed)
         done = (
-            self.begin(model.version, "release", strategy, 100.0)
+            self.begin(model.version, "release", strategy, 100.0, self.deployed)
             if own is None
             else self.change(own, "release", strategy=strategy, percentage=100.0, agent_ids=())
         )
@@ -297,15 +284,11 @@ class _Registry:
 
     def restore(self, model: Model | None) -> None:
         """Deploy an earlier version again; the one before it is next to return to."""
-        author = self.author
         # A foreign version was never archived, so it is the newest deployed one again.
         if model is not None and not model.foreign:
             ended = [one for one in stored.read_rollouts(self.connection, ("superseded", "rolled_back")) if one.version == model.version]
-            stored.insert_rollout(
-                self.connection, model.version, next_state(model.version, None, "release"), "immediate", 100.0, (),
-                ended[-1].previous_version if ended else None, who=author.who, why=author.why, now=author.now,
-            )  # fmt: skip
-            stored.move_model(self.connection, model.version, "deployed", author.now)
+            self.begin(model.version, "release", "immediate", 100.0, ended[-1].previous_version if ended else None)
+            stored.move_model(self.connection, model.version, "deployed", self.author.now)
         self._switch()
 
     def _switch(self) -> None:

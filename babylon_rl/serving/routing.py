@@ -14,7 +14,7 @@ from babylon_rl.errors import ModelUnavailable
 from babylon_rl.services import LOCAL, WANDB, service_in_use, unknown_service
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import MODEL_PREFIX
-from babylon_rl.store.releases import BASE, ABTest, RoutedVersion, RoutingTable
+from babylon_rl.store.releases import BASE, ABTest, RoutingTable
 
 Arm = Literal["named", "pinned", "wandb_model", "ab", "test", "rollout", "deployed", "base"]
 NEWEST, BY_REGISTRY = "newest", "registry"
@@ -78,7 +78,7 @@ def route(
         if settings.rl_model_version == BASE:
             return base_route(settings, "RL_MODEL_VERSION=base")
         version = settings.rl_model_version.removeprefix(MODEL_PREFIX)
-        return _to(_usable(table, version), "pinned", f"RL_MODEL_VERSION={settings.rl_model_version}")
+        return _to(table, version, "pinned", f"RL_MODEL_VERSION={settings.rl_model_version}")
     if settings.wandb_model is not None:
         return Route(None, settings.wandb_model, WANDB.name, "wandb_model", f"WANDB_MODEL={settings.wandb_model}")
     identity = agent_id or key_hash or ""
@@ -107,12 +107,12 @@ def _named(table: RoutingTable, settings: Settings, requested: str | None) -> Ro
     if meaning == NEWEST:
         if table.deployed is None:
             return base_route(settings, f"{requested} is the newest deployed version, and none is deployed")
-        return _to(_usable(table, table.deployed), "named", f"{requested} is the newest deployed version, {table.deployed}")
+        return _to(table, table.deployed, "named", f"{requested} is the newest deployed version, {table.deployed}")
     if meaning is not None:
         return meaning
     version = requested.removeprefix(MODEL_PREFIX)
     if version in table.versions:
-        return _to(_usable(table, version), "named", f"the request names {requested}")
+        return _to(table, version, "named", f"the request names {requested}")
     raise ModelUnavailable(f"There is no model {requested}; `GET /v1/models` and `babylon-rl models` list those that there are.")
 
 
@@ -127,7 +127,7 @@ def _by_test(table: RoutingTable, settings: Settings, identity: str) -> Route | 
     reason = f"arm {name} of the A/B test {test.name}"
     if name == BASE:
         return replace(base_route(settings, reason), arm="ab", share=share)
-    return _to(_usable(table, name), "ab", reason, share)
+    return _to(table, name, "ab", reason, share)
 
 
 def arm_of(test: ABTest, identity: str) -> int | None:
@@ -143,19 +143,20 @@ def arm_of(test: ABTest, identity: str) -> int | None:
 def _by_release(table: RoutingTable, settings: Settings, identity: str, agent_id: str | None) -> Route:
     trial, here, bound = table.trial, place(identity), settings.rl_rollout_percentage
     if trial is not None and agent_id is not None and agent_id in trial.agent_ids:
-        return _to(_usable(table, trial.version), "test", f"{agent_id} is a test agent of {trial.version}")
+        return _to(table, trial.version, "test", f"{agent_id} is a test agent of {trial.version}")
     share = 0.0 if trial is None else min(trial.percentage, bound)
     if trial is not None and here < share:
-        return _to(_usable(table, trial.version), "rollout", f"{trial.version} is rolled out to {share:g} % of agents", share)
+        return _to(table, trial.version, "rollout", f"{trial.version} is rolled out to {share:g} % of agents", share)
     if table.deployed is None:
         return base_route(settings, "no version is deployed")
     # Places below ``share`` went to the trial above, so the deployed version has the rest up to the bound.
     if here < bound:
-        return _to(_usable(table, table.deployed), "deployed", f"{table.deployed} is deployed", bound - share)
+        return _to(table, table.deployed, "deployed", f"{table.deployed} is deployed", bound - share)
     return base_route(settings, f"RL_ROLLOUT_PERCENTAGE={bound:g} leaves this agent the base")
 
 
-def _usable(table: RoutingTable, version: str) -> RoutedVersion:
+def _to(table: RoutingTable, version: str, arm: Arm, reason: str, share: float | None = None) -> Route:
+    """The route to a version. Raises ModelUnavailable: it cannot be asked."""
     there = table.versions.get(version)
     if there is None:
         raise ModelUnavailable(f"There is no version {version}; `babylon-rl models` lists those that there are.")
@@ -163,8 +164,4 @@ def _usable(table: RoutingTable, version: str) -> RoutedVersion:
         raise ModelUnavailable(f"{version} cannot be asked: it {'was pruned' if there.pruned else f'is {there.status}'}.")
     if (unknown := unknown_service(version, there.upstream)) is not None:
         raise ModelUnavailable(unknown)
-    return there
-
-
-def _to(version: RoutedVersion, arm: Arm, reason: str, share: float | None = None) -> Route:
-    return Route(version.version, version.model_name, version.upstream, arm, reason, share, version.checkpoint, version.manifest_sha)
+    return Route(version, there.model_name, there.upstream, arm, reason, share, there.checkpoint, there.manifest_sha)
