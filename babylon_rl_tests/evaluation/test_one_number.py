@@ -115,7 +115,7 @@ def test_one_comparison_has_one_interval_on_every_surface(surfaces: Surfaces) ->
     [difference] = summarized(sound).differences.values()
     found["page"] = (difference.interval.mean, difference.interval.low, difference.interval.high)
     [version] = lineage(read_models(connection), {})
-    assert version.improvement is not None and version.markets == MARKETS
+    assert version.improvement is not None and version.measured["markets"] == MARKETS
     found["admin page"] = (version.improvement.mean, version.improvement.low, version.improvement.high)
     [status] = status_document(connection, surfaces.settings, NOW).lineage
     found["status"] = (status.improvement, status.improvement_low, status.improvement_high)

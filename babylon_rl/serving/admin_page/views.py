@@ -16,13 +16,13 @@ from babylon_rl.evaluation.compare_results import Bounds
 from babylon_rl.judge.prompt.request import plain
 from babylon_rl.serving import ab_tests
 from babylon_rl.serving.status import PAST_RUNS, progress_document, status_document
-from babylon_rl.serving.status_shapes import ProgressDocument, StatusDocument
+from babylon_rl.serving.status_shapes import ProgressDocument
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
 from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, read_models
-from babylon_rl.store.releases import BASE, Rollout, RolloutEvent, RoutingTable, newest_events, read_rollouts, read_routing, read_tests
+from babylon_rl.store.releases import Rollout, newest_events, read_rollouts, read_routing, read_tests
 from babylon_rl.store.trajectories import TrajectoryRow, trajectories_by_id
 from babylon_rl.store.windows import hours_of_agent, newest_states, stored_episodes
 from babylon_rl.store.write_ahead import read_steps
@@ -41,21 +41,6 @@ MEANINGS = {
     "pending": "not over yet", "thin": "too few agents for a group", "ready": "ready to be judged",
     "waiting": "waits for its judge", "scored": "judged", "trained": "a version learned from it", "quarantined": "set aside: look at it",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A quantity on its way to the needed one."""
-
-    name: str
-    have: float
-    need: float
-    words: str
-
-    @property
-    def full(self) -> bool:
-        """True once there is enough."""
-        return self.have >= self.need
 
 
 @dataclass(frozen=True)
@@ -88,12 +73,9 @@ class Version:
 
     model: Model
     rollout: str | None
+    measured: Mapping[str, Any]  # the benchmark as stored, empty without one
     pnl: Bounds | None
     improvement: Bounds | None
-    reference: str
-    markets: int | None
-    decision: str | None
-    reason: str | None
     children: list["Version"] = field(default_factory=list)
 
 
@@ -119,27 +101,8 @@ class AgentHourView:
     left_out: int = 0
 
 
-@dataclass(frozen=True)
-class PageView:
-    """All of the page; ``events`` of releases come newest first, ``choices`` are the versions that could be deployed."""
-
-    status: StatusDocument
-    bars: Sequence[Bar]
-    strip: HourStrip | None
-    training: Training | None
-    tree: Sequence[Version]
-    bounds: tuple[float, float]
-    versions_left_out: int
-    routing: RoutingTable
-    events: Sequence[RolloutEvent]
-    choices: Sequence[str]
-    test: ab_tests.ABReport | None
-    agents: Sequence[AgentHourView]
-    meanings: Mapping[str, str] = field(default_factory=lambda: MEANINGS)
-
-
-def page_view(connection: Connection, settings: Settings, now: datetime) -> PageView:
-    """Read everything that the page shows."""
+def page_view(connection: Connection, settings: Settings, now: datetime) -> dict[str, Any]:
+    """All values of the page; ``events`` of releases come newest first, ``choices`` are the versions that could be deployed."""
     status = status_document(connection, settings, now)
     states = newest_states(connection, MOST_HOURS)
     models = [model for model in read_models(connection) if not model.foreign or model.status == "deployed"]
@@ -148,26 +111,28 @@ def page_view(connection: Connection, settings: Settings, now: datetime) -> Page
     tree = lineage(models[:MOST_VERSIONS], rollouts)
     test, routing = next(iter(read_tests(connection)), None), read_routing(connection)
     choices = [model.version for model in models if not model.foreign and model.can_be_asked and model.version != routing.deployed]
-    return PageView(
-        status, bars(status, settings), hour_strip(states), training_view(connection, settings, now), tree, _bounds(tree),
-        max(0, len(models) - MOST_VERSIONS), routing, newest_events(connection, MOST_EVENTS), choices,
-        None if test is None else ab_tests.report(connection, test.name, settings), newest_agents(connection, list(states)),
-    )  # fmt: skip
-
-
-def bars(status: StatusDocument, settings: Settings) -> list[Bar]:
-    """Needs of a training, by the thresholds of readiness."""
     stats = status.readiness.stats
-    quality = settings.data_quality_threshold
-    return [
-        _counted("New trajectories", stats.total_trajectories, settings.training_min_trajectories),
-        _counted("Hours with a group", stats.scenario_groups, settings.training_min_groups),
-        Bar("Data quality", stats.data_quality, quality, f"{stats.data_quality:.0%} of {quality:.0%}"),
+    # Needs of a training: what there is, what must be, and the form of both.
+    bars = [
+        ("New trajectories", stats.total_trajectories, settings.training_min_trajectories, "{:,}"),
+        ("Hours with a group", stats.scenario_groups, settings.training_min_groups, "{:,}"),
+        ("Data quality", stats.data_quality, settings.data_quality_threshold, "{:.0%}"),
     ]
-
-
-def _counted(name: str, have: int, need: int) -> Bar:
-    return Bar(name, have, need, f"{have:,} of {need:,}")
+    return {
+        "status": status,
+        "bars": bars,
+        "strip": hour_strip(states),
+        "meanings": MEANINGS,
+        "training": training_view(connection, settings, now),
+        "tree": tree,
+        "bounds": _bounds(tree),
+        "versions_left_out": max(0, len(models) - MOST_VERSIONS),
+        "routing": routing,
+        "events": newest_events(connection, MOST_EVENTS),
+        "choices": choices,
+        "test": None if test is None else ab_tests.report(connection, test.name, settings),
+        "agents": newest_agents(connection, list(states)),
+    }
 
 
 def training_view(connection: Connection, settings: Settings, now: datetime) -> Training | None:
@@ -197,9 +162,8 @@ def lineage(models: Sequence[Model], rollouts: Mapping[str, Rollout]) -> list[Ve
 def _version(model: Model, rollout: Rollout | None) -> Version:
     measured: Mapping[str, Any] = (model.eval_metrics or {}).get("benchmark") or {}
     return Version(
-        model, None if rollout is None else rollout.state, _interval(measured, "pnl", "low", "high"),
-        _interval(measured, "improvement", "improvementLow", "improvementHigh"), measured.get("reference") or BASE,
-        measured.get("markets"), measured.get("decision"), measured.get("reason"),
+        model, None if rollout is None else rollout.state, measured, _interval(measured, "pnl", "low", "high"),
+        _interval(measured, "improvement", "improvementLow", "improvementHigh"),
     )  # fmt: skip
 
 
