@@ -20,7 +20,7 @@ _STEP_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 
 
 class CallEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A call as spooled: ``answer`` is JSON or server-sent events, ``request`` None where texts are not recorded."""
+    """A call as spooled in MessagePack: ``answer`` is JSON or server-sent events, ``request`` None where texts are not recorded."""
 
     call_id: str
     request_id: str
@@ -45,15 +45,6 @@ class CallEntry(msgspec.Struct, frozen=True, array_like=True):
     completion_tokens: int | None
     request: bytes | None = None
     answer: bytes | None = None
-
-    def encoded(self) -> bytes:
-        """Encode for the spool."""
-        return _ENCODER.encode(self)
-
-    @classmethod
-    def decoded(cls, record: bytes) -> "CallEntry":
-        """Decode a record of the spool. Raises msgspec.MsgspecError: it is none."""
-        return _DECODER.decode(record)
 
     @property
     def moment(self) -> str:
@@ -110,10 +101,6 @@ class CallEntry(msgspec.Struct, frozen=True, array_like=True):
         if self.step is None:
             return self.call_id
         return f"{place}-step-{self.step}" if _STEP_NUMBER.fullmatch(self.step) else self.step
-
-
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(CallEntry)
 
 
 class _Answer(msgspec.Struct):

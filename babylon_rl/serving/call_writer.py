@@ -14,8 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,10 @@ _RESTART_S = 1.0
 WRITTEN_S = 60.0
 ANSWER_S = 30.0  # of one transaction
 _MAX_RECORDS, _MAX_BYTES = 256, 4 * 1024**2
-_ENTRY_FAULTS = (
-    msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError,
-)  # fmt: skip
+_ENTRY_FAULTS = (msgspec.MsgspecError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError)
 # Handed over to the writer's process, as the caller may have chosen others than the environment says (the demo does).
-_PASSED_ON = (
-    "database_url", "direct_database_url", "babylon_rl_home", "record_private_fields", "record_hash_key",
-)  # fmt: skip
+_PASSED_ON = ("database_url", "direct_database_url", "record_private_fields", "record_hash_key")
+_UNPUBLISHED = "The status of recorded calls cannot be written"
 Rows = list[tuple[dict[str, Any], dict[str, Any] | None]]
 
 
@@ -59,7 +57,7 @@ class CallWriter:
         self._spool = SpoolReader(spool_directory(settings))
         self._connection: Connection | None = None
         self._refused: list[tuple[str, Any]] = []  # of one batch, each with its reason
-        self._unpublished = False
+        self._failing = set[str]()  # steps that the calls do not wait for
 
     def run(self, database: Database) -> None:
         """Write until ``closing``, then the remaining calls, unless the database is away."""
@@ -80,32 +78,25 @@ class CallWriter:
                 # One failure is normal, as after a restart of the database, and is not logged.
                 if failures == 2:
                     _LOG.warning("Recorded calls cannot be written (%s); they wait on disk.", self._spool.status.problem)
-            self._publish()
+            self._try(self._spool.publish, _UNPUBLISHED)
             if last:
                 break
             self._closing.wait(min(_EVERY_S * 2 ** min(failures, _MOST_DOUBLINGS), _LONGEST_PAUSE_S))
         self._drop_connection()
 
     def _sync(self) -> None:
-        broken = False
         while not self._closing.wait(_EVERY_S):
-            try:
-                self._spool.sync()
-                broken = False
-            except OSError as failed:
-                if not broken:
-                    _LOG.warning("Recorded calls may not survive a power failure: %s. It is tried again.", first_line(failed))
-                broken = True
+            self._try(self._spool.sync, "Recorded calls may not survive a power failure")
 
-    def _publish(self) -> None:
+    def _try(self, step: Callable[[], None], failure: str) -> None:
+        """Log that a step fails, until it works again. The calls come first: they must leave a full disk."""
         try:
-            self._spool.publish()
-        except OSError as failed:  # the calls come first: they must leave a full disk
-            if not self._unpublished:
-                _LOG.warning("The status of recorded calls cannot be written: %s. It is tried again.", first_line(failed))
-            self._unpublished = True
-        else:
-            self._unpublished = False
+            step()
+            self._failing.discard(failure)
+        except OSError as failed:
+            if failure not in self._failing:
+                _LOG.warning("%s: %s. It is tried again.", failure, first_line(failed))
+            self._failing.add(failure)
 
     def _write_all(self, database: Database) -> None:
         broken: OSError | None = None
@@ -131,7 +122,7 @@ class CallWriter:
             self._write([rows for record in records if (rows := self._rows(record)) is not None], database)
             self._keep_refused()
             self._spool.status.offsets[segment.name] = end
-            self._publish()
+            self._try(self._spool.publish, _UNPUBLISHED)
         if not complete:
             return
         if left := self._spool.remove(segment):
@@ -139,7 +130,7 @@ class CallWriter:
 
     def _rows(self, record: bytes) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
         try:
-            entry = CallEntry.decoded(record)
+            entry = msgspec.msgpack.decode(record, type=CallEntry)
             call = entry.call_row()
         except _ENTRY_FAULTS as fault:
             self._refuse(f"A record of the spool is no call: {fault}", repr(record[:1000]))
@@ -180,7 +171,7 @@ class CallWriter:
             return
         lines = "".join(json.dumps({"reason": reason, "row": row}, default=str) + "\n" for reason, row in self._refused).encode()
         path = self._spool.directory.parent / "rejected.calls.json"
-        with open(path, "ab", buffering=0, opener=_private) as file:
+        with open(path, "ab", buffering=0, opener=partial(os.open, mode=0o600)) as file:
             end = file.seek(0, os.SEEK_END)
             if file.write(lines) < len(lines):
                 file.truncate(end)
@@ -193,11 +184,6 @@ class CallWriter:
         if self._connection is not None:
             self._connection.close()
         self._connection = None
-
-
-def _private(path: str, flags: int) -> int:
-    """Open a file that is readable by its owner alone."""
-    return os.open(path, flags, 0o600)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ MOST_BYTES = 1024**3  # of recorded calls that wait on disk for the database, fo
 _SEGMENT_BYTES = 16 * 1024**2
 _SEGMENT_S = 10.0
 _MEASURE_S = 1.0
+_ENCODER = msgspec.msgpack.Encoder()
 _LOG = logging.getLogger("babylon_rl.gateway")
 # Numbers of refused calls at which a line is logged: a full disk must not fill the log as well.
 _REPORTED = (1, 1_000, 1_000_000)
@@ -204,7 +205,6 @@ class SpoolReader:
 
 
 def read_status(directory: Path) -> SpoolStatus:
-    """Return the writer's last status."""
     try:
         return msgspec.json.decode((directory / _STATUS).read_bytes(), type=SpoolStatus)
     except (FileNotFoundError, msgspec.MsgspecError):
@@ -235,7 +235,7 @@ class CallLog(Spool):
 
     def record(self, entry: CallEntry) -> bool:
         """Take a call, which then survives this process; False if it cannot be written."""
-        taken = self.append(entry.encoded())
+        taken = self.append(_ENCODER.encode(entry))
         if not taken and self.refused in _REPORTED:
             _LOG.error("Calls are not recorded (%d so far) in %s: %s.", self.refused, self._directory, self.reason)
         return taken

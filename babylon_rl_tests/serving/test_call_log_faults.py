@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from msgspec import msgpack
 from pydantic import SecretStr
 
 from babylon_rl.serving import call_writer
@@ -277,7 +278,7 @@ def spool_segment(directory: Path, *call_ids: str, request: bytes | None = None,
             name, name, 0, "a1", None, None, None, "action", None, [], "v1.0.0", "v1.0.0", "deployed", "deployed", "auto", None, 200,
             latency_ms, None, 1, 1, request, None if request is None else answer,
         )  # fmt: skip
-        assert spool.append(NO_CALL.encode() if name == NO_CALL else entry.encoded())
+        assert spool.append(NO_CALL.encode() if name == NO_CALL else msgpack.encode(entry))
     spool.close()
 
 
