@@ -32,10 +32,5 @@ class ApiError(Exception):
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return msgspec.json.encode({"error": error | dict(self.fields)})
 
-    @property
-    def event(self) -> bytes:
-        """The envelope as a server-sent event, for streams that break."""
-        return b"data: " + self.body + b"\n\n"
-
     def __str__(self) -> str:
         return f"{self.status}: {self.message}"

@@ -17,7 +17,6 @@ _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "ref
 _REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 TOOLS = ("tool_calls", "function_call")
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
-_CUT = ("length", "content_filter")
 UNLIKELY = -9999.0  # a probability of 0, which JSON cannot hold as a logarithm; the value is OpenAI's
 
 
@@ -82,11 +81,8 @@ def answered_text(message: Mapping[str, Any]) -> str | None:
 def reasoning_of(message: Mapping[str, Any]) -> tuple[str, str]:
     """The field of an answer that holds the model's thinking, and its text; both empty without one."""
     content = message.get("content")
-    thoughts = (
-        [part for part in content if not isinstance(part, Mapping) or str(part.get("type")) not in _TEXT_PARTS]
-        if isinstance(content, list)
-        else []
-    )
+    parts = content if isinstance(content, list) else []
+    thoughts = [part for part in parts if not isinstance(part, Mapping) or str(part.get("type")) not in _TEXT_PARTS]
     for name, value in [*((name, message.get(name)) for name in _REASONING), ("content", thoughts)]:
         if (text := "".join(_thoughts(value))).strip():
             return name, text
@@ -112,7 +108,7 @@ def finish_reason(recorded: Any) -> str | None:
 
 def is_cut(reason: str | None) -> bool:
     """True if a limit or a filter ended the answer, not the model."""
-    return reason in _CUT
+    return reason in ("length", "content_filter")
 
 
 def log_probability(value: Any) -> float | None:

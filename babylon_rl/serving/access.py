@@ -78,7 +78,6 @@ class Client:
         return named
 
     def spend(self, tokens: int) -> None:
-        """Take the tokens of an answer from the client's budget."""
         if self.tokens is not None:
             self.tokens.take(tokens)
 

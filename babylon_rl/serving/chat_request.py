@@ -163,7 +163,9 @@ class ClientView:
 
     def events(self, events: Iterable[Event]) -> bytes:
         """Return the bytes of events; one that holds only the counts of tokens is left out."""
-        return self.body(b"".join(event.raw for event in events if not (self._hides_usage and _is_usage(event))))
+        if self._hides_usage:
+            events = [event for event in events if event.chunk.get("choices") or not event.chunk.get("usage")]
+        return self.body(b"".join(event.raw for event in events))
 
     def body(self, body: bytes) -> bytes:
         """Return the bytes of an answer without the ids of tokens, if its client did not ask for them."""
@@ -173,10 +175,6 @@ class ClientView:
         if self._hides_names and b'"token_id:' in body:
             body = _NAME.sub(_with_text, body)
         return body
-
-
-def _is_usage(event: Event) -> bool:
-    return bool(event.chunk.get("usage")) and not event.chunk.get("choices")
 
 
 def _with_text(entry: re.Match[bytes]) -> bytes:

@@ -24,6 +24,7 @@ HOURS, TRAINER, GPU_TRAINER, EVIDENCE = "hours", "trainer", "trainer-gpu", "evid
 QUEUES = (HOURS, TRAINER, GPU_TRAINER, EVIDENCE)
 PARTITION_TAG = "dagster/partition"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+_REPOSITORY = {"repositoryName": REPOSITORY, "repositoryLocationName": LOCATION}
 _LIVE = ["QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING"]
 _RUNS = """
 query($filter: RunsFilter!) {
@@ -80,10 +81,9 @@ class DagsterClient:
 
     def launch_training(self, batch_id: str, assets: Sequence[str] | None, tags: Mapping[str, str]) -> str:
         """Launch the run of a frozen batch, unless there is one; return its id."""
-        repository = {"repositoryName": REPOSITORY, "repositoryLocationName": LOCATION}
-        key = {"name": BATCHES, "key": batch_id, "repository": repository}
+        partition = {"name": BATCHES, "key": batch_id, "repository": _REPOSITORY}
         # A run of a partition that Dagster does not know would be refused; that it is there already is fine.
-        self._ask(_ADD, key, "AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError")
+        self._ask(_ADD, partition, "AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError")
         # The sensor starts runs of pending batches too.
         live = self.live_runs(job=TRAIN_JOB, tags={PARTITION_TAG: batch_id})
         return live[0] if live else self._launch(TRAIN_JOB, {PARTITION_TAG: batch_id, **tags}, assets)
@@ -99,7 +99,7 @@ class DagsterClient:
     def _launch(self, job: str, tags: Mapping[str, str], assets: Sequence[str] | None = None) -> str:
         selection = None if assets is None else [{"path": [asset]} for asset in assets]
         params = {
-            "selector": {"repositoryName": REPOSITORY, "repositoryLocationName": LOCATION, "jobName": job, "assetSelection": selection},
+            "selector": {**_REPOSITORY, "jobName": job, "assetSelection": selection},
             "runConfigData": {},
             "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         }

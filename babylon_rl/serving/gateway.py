@@ -72,14 +72,7 @@ class RoutedCall:
 
     @property
     def seconds(self) -> float:
-        """Time since the request came."""
         return time.perf_counter() - self.started
-
-    def spend(self, answer_bytes: int) -> None:
-        """Take the call from its client's budget; an error costs nothing."""
-        # A client that left may have had most of its answer, and the model has worked for it.
-        if self.usage is not None or self.status in (200, CLIENT_LEFT):
-            self.client.spend(spent_tokens(self.usage, len(self.body), answer_bytes))
 
     def entry(self, answer: bytes | None) -> CallEntry:
         """The call for the log; ``answer`` None leaves its texts out."""
@@ -108,7 +101,6 @@ class Gateway:
         self._failing: set[tuple[str, str]] = set()  # upstream and model
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one request."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = (b"x-request-id", _request_id(headers).encode())
         call: RoutedCall | None = None
@@ -242,12 +234,13 @@ class Gateway:
                     record()
                 if shown := view.events(events):
                     await send({"type": "http.response.body", "body": shown, "more_body": True})
-                delivered = answer.finished
+                # The client has the whole answer, if not its token counts.
+                delivered = answer.reader.finished
         except UpstreamFailed as broken:
             self.metrics.failures.labels(call.route.version or BASE, broken.cause).inc()
             call.status = broken.error.status
             self._record(call, None)
-            await send({"type": "http.response.body", "body": broken.error.event, "more_body": True})
+            await send({"type": "http.response.body", "body": b"data: " + broken.error.body + b"\n\n", "more_body": True})
         # A client may leave when it has the end of the answer, without waiting for that of the stream.
         except asyncio.CancelledError:
             if delivered:
@@ -262,15 +255,20 @@ class Gateway:
         if call.recorded:
             return
         call.recorded = True
-        _trace(call)
-        call.spend(0 if answer is None else len(answer))
+        usage = call.usage or Usage()
+        note(
+            version=call.route.version or BASE, arm=call.chosen.arm, call=call.call_id, status=call.status, fallback=call.fallback,
+            prompt_tokens=usage.prompt_tokens or None, completion_tokens=usage.completion_tokens or None,
+        )  # fmt: skip
+        # An error costs nothing. A client that left may have had most of its answer, and the model has worked for it.
+        if call.usage is not None or call.status in (200, CLIENT_LEFT):
+            call.client.spend(spent_tokens(call.usage, len(call.body), 0 if answer is None else len(answer)))
         if answer is not None and not self.log.records_texts(call.context.trajectory_id or call.call_id):
             answer = None
         if not self.log.record(call.entry(answer)):
             self.metrics.unrecorded.inc()
 
     async def start(self) -> None:
-        """Open connections and start the threads."""
         await asyncio.to_thread(self.state.start)
         # What exists now stays: the collector need not look at it again in the middle of a request.
         gc.collect()
@@ -284,7 +282,6 @@ class Gateway:
 
 
 def _count(metrics: GatewayMetrics, call: RoutedCall) -> None:
-    """Count a call that has ended."""
     version = call.route.version or BASE
     metrics.requests.labels(version, call.chosen.arm, str(call.status)).inc()
     metrics.latency.labels(version).observe(call.seconds)
@@ -295,15 +292,6 @@ def _count(metrics: GatewayMetrics, call: RoutedCall) -> None:
     if call.usage is not None:
         metrics.tokens.labels(version, "prompt").inc(call.usage.prompt_tokens or 0)
         metrics.tokens.labels(version, "completion").inc(call.usage.completion_tokens)
-
-
-def _trace(call: RoutedCall) -> None:
-    """Note in the request's span how a call was routed and how it ended."""
-    usage = call.usage or Usage()
-    note(
-        version=call.route.version or BASE, arm=call.chosen.arm, call=call.call_id, status=call.status, fallback=call.fallback,
-        prompt_tokens=usage.prompt_tokens or None, completion_tokens=usage.completion_tokens or None,
-    )  # fmt: skip
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from babylon_rl.errors import DatabaseError, ModelUnavailable, require
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.llm.transports import with_version
 from babylon_rl.models.checkpoint_store import registered_checkpoint
-from babylon_rl.models.checkpoints import RemoteCheckpoint, read_remote
+from babylon_rl.models.checkpoints import read_remote
 from babylon_rl.services import SERVICES
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.settings import Settings, load_settings
@@ -92,7 +92,17 @@ def get_model_for_inference(agent_id: str | None = None, *, model: str | None = 
         CheckpointError: another checkpoint has the place of the version's pointer to its service.
     """
     chosen = settings or load_settings()
-    return _asked(_route(chosen, agent_id, model), chosen)
+    found = _route(chosen, agent_id, model)
+    url, key, service = with_version(chosen.local_endpoint), None, SERVICES.get(found.upstream)
+    if service is not None:
+        directory = None
+        if found.version is not None and found.checkpoint is not None:
+            directory = registered_checkpoint(found.version, Path(found.checkpoint), found.manifest_sha, chosen)
+        remote = None if directory is None else read_remote(directory)
+        url, key = service.base_url if remote is None else remote.inference_url, service.key(chosen) or None
+        if (refusal := service.refusal(url, chosen)) is not None:
+            raise ModelUnavailable(f"{found.version} cannot be asked: {refusal}")
+    return InferenceModel(found.version, found.model_name, url, key, found.arm, found.reason)
 
 
 def get_latest_rl_model(settings: Settings | None = None) -> RoutedVersion | None:
@@ -115,23 +125,6 @@ def _route(settings: Settings, agent_id: str | None, model: str | None) -> Route
         if not settings.rl_fallback_to_base:
             raise ModelUnavailable(f"The registry does not answer: {away}") from away
         return base_route(settings, "the registry does not answer")
-
-
-def _asked(found: Route, settings: Settings) -> InferenceModel:
-    url, key, service = with_version(settings.local_endpoint), None, SERVICES.get(found.upstream)
-    if service is not None:
-        remote = _pointer(found, settings)
-        url, key = service.base_url if remote is None else remote.inference_url, service.key(settings) or None
-        if (refusal := service.refusal(url, settings)) is not None:
-            raise ModelUnavailable(f"{found.version} cannot be asked: {refusal}")
-    return InferenceModel(found.version, found.model_name, url, key, found.arm, found.reason)
-
-
-def _pointer(found: Route, settings: Settings) -> RemoteCheckpoint | None:
-    if found.version is None or found.checkpoint is None:
-        return None
-    directory = registered_checkpoint(found.version, Path(found.checkpoint), found.manifest_sha, settings)
-    return None if directory is None else read_remote(directory)
 
 
 def _table(settings: Settings) -> RoutingTable:

@@ -74,7 +74,6 @@ class LiveState:
         self._first.wait(FIRST_READ_S)
 
     def close(self) -> None:
-        """Stop reading."""
         self._closing.set()
         self._thread.join(POLL_S)
 

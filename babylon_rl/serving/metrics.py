@@ -4,6 +4,7 @@ The pipeline's are those of the status document. Gateway processes that share a 
 PROMETHEUS_MULTIPROC_DIR, and each of them shows those of all.
 """
 
+import collections
 import os
 import struct
 import time
@@ -23,14 +24,13 @@ from babylon_rl.serving.status_shapes import PARTS, StatusDocument
 PROCESSES_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TRIES, _NEXT_TRY_S = 5, 0.01  # to read the files of other processes
-Labels = tuple[str, ...]
 disable_created_metrics()
 
 
 class GatewayMetrics:
     """Metrics of one gateway process; ``spool`` gives the numbers of the spool that all processes share."""
 
-    def __init__(self, spool: Callable[[], Mapping[Labels, float]]) -> None:
+    def __init__(self, spool: Callable[[], Mapping[tuple[str, ...], float]]) -> None:
         self.registry = CollectorRegistry()
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
         histogram = partial(Histogram, buckets=_BUCKETS_S, registry=self.registry)
@@ -52,7 +52,7 @@ class GatewayMetrics:
         """Return the samples of all processes together."""
         own = _text_of_all_processes() if PROCESSES_DIRECTORY in os.environ else generate_latest(self.registry)
         spool = gauge_family("gateway_spool", "Recording: bytes on disk, and calls by their end.", self._spool(), "state")
-        return own + families_text([spool])
+        return own + generate_latest(_Families([spool]))
 
 
 def _text_of_all_processes() -> bytes:
@@ -67,18 +67,13 @@ def _text_of_all_processes() -> bytes:
 
 
 class _Families(Collector):
+    """Families of samples that were read for this once."""
+
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
 
     def collect(self) -> Iterable[Metric]:
         return self._families
-
-
-def families_text(families: Iterable[Metric]) -> bytes:
-    """Return the samples of families that were read for this once."""
-    registry = CollectorRegistry()
-    registry.register(_Families(families))
-    return generate_latest(registry)
 
 
 def gauge_family(name: str, explanation: str, value: float | Mapping[Any, float] | None, *labels: str) -> GaugeMetricFamily:
@@ -94,20 +89,17 @@ def pipeline_metrics(found: StatusDocument) -> bytes:
     """Return the samples in Prometheus' text format; unknown values have none."""
     data, judge, ready, progress = found.automation.data_collection, found.judge, found.readiness, found.progress
     ended = found.automation.training.last_completed
+    ended_s = None if ended is None else datetime.fromisoformat(ended).timestamp()
     losses = [] if progress is None else [loss for loss in progress.losses if loss is not None]
     age_s = None if data.newest_age_hours is None else 3600 * data.newest_age_hours
     rollout = {} if found.rollout is None else {(found.rollout.version, found.rollout.state): found.rollout.percentage}
-    models: dict[Labels, float] = {}
-    for model in found.models:
-        models[(model.status,)] = models.get((model.status,), 0.0) + 1
+    models = collections.Counter((model.status,) for model in found.models)
     jobs = {(job.batch_id, job.status): 1.0 for job in found.recent_jobs[:1]}
     health = {(part,): float(getattr(found.automation.health, part)) for part in PARTS}
     # A cause is ``kind/subject``; alerts are counted by kind, which has few values.
-    alerts = {(alert.cause.partition("/")[0],): 0.0 for alert in found.alerts}
-    for alert in found.alerts:
-        alerts[(alert.cause.partition("/")[0],)] += 1
+    alerts = collections.Counter((alert.cause.partition("/")[0],) for alert in found.alerts)
     reasons = {(reason,): float(number) for reason, number in ready.not_trainable.items()}
-    gauges = [
+    families = [
         gauge_family("healthy", "1 for each part that works.", health, "part"),
         gauge_family("trajectories", "All recorded trajectories; an estimate where there are many.", found.trajectory_stats.count),
         gauge_family("trajectories_last_day", "Trajectories of the last 24 hours.", data.last24h),
@@ -126,14 +118,10 @@ def pipeline_metrics(found: StatusDocument) -> bytes:
         gauge_family("training_fraction", "Progress of the current training, 0 to 1.", None if progress is None else progress.fraction),
         gauge_family("training_remaining_seconds", "Its expected rest.", None if progress is None else progress.eta_seconds),
         gauge_family("training_loss", "Loss of its newest iteration.", losses[-1] if losses else None),
-        gauge_family(
-            "last_training_timestamp_seconds",
-            "End of the last completed training.",
-            None if ended is None else datetime.fromisoformat(ended).timestamp(),
-        ),
+        gauge_family("last_training_timestamp_seconds", "End of the last completed training.", ended_s),
         gauge_family("newest_job", "1 for the newest job.", jobs, "batch", "status"),
         gauge_family("models", "Versions by status.", models, "status"),
         gauge_family("rollout_percent", "Share of agents of the version on trial, else of the released one.", rollout, "version", "state"),
         gauge_family("alerts", "Causes of alerts that last.", alerts, "kind"),
     ]
-    return families_text(gauges)
+    return generate_latest(_Families(families))

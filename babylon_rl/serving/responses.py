@@ -7,7 +7,7 @@ import json
 from collections.abc import Generator, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from time import time
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -37,6 +37,7 @@ _ECHOED: Mapping[str, Any] = {
     "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [], "top_p": None, "user": None,
 }  # fmt: skip
 Event = dict[str, Any]
+C = TypeVar("C", dict[str, Any], list[Any])
 
 
 class ResponsesEndpoint:
@@ -46,7 +47,6 @@ class ResponsesEndpoint:
         self._chats = chats
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         answers: list[ResponseObject] = []
         start: MutableMapping[str, Any] = {}
 
@@ -83,7 +83,7 @@ def chat_request(document: Mapping[str, Any]) -> dict[str, Any]:
     for name, neutral in _STATEFUL.items():
         if name in given and given.pop(name) not in neutral:
             raise _refused(name, f"{name} is not served here: nothing is stored. Send the whole input, and leave {name} out.")
-    for place, name in enumerate(included := _list(given, "include")):
+    for place, name in enumerate(included := _of_type(given, "include", [], "a list")):
         if name not in _INCLUDED:
             raise _refused(f"include[{place}]", f"include[{place}] is {str(name)[:80]}: served are {', '.join(_INCLUDED)}.")
     instructions = given.pop("instructions", None)
@@ -92,11 +92,12 @@ def chat_request(document: Mapping[str, Any]) -> dict[str, Any]:
     if not messages:
         raise _refused("input", "input is empty: give a text, or a list of items.")
     chat = {name: value for name, value in given.items() if name not in _NOT_SENT} | {"messages": messages}
-    text, reasoning = _struct(chat, "text"), _struct(chat, "reasoning")
+    text, reasoning = _of_type(chat, "text", {}, "an object"), _of_type(chat, "reasoning", {}, "an object")
     chat |= {
+        "text": None, "reasoning": None,
         "max_tokens": chat.pop("max_output_tokens", None), "reasoning_effort": reasoning.get("effort"), "verbosity": text.get("verbosity"),
         "response_format": _chat_format(text.get("format")), "tool_choice": _chat_choice(chat.get("tool_choice")),
-        "tools": [_chat_tool(tool, f"tools[{place}]") for place, tool in enumerate(_list(chat, "tools"))] or None,
+        "tools": [_chat_tool(tool, f"tools[{place}]") for place, tool in enumerate(_of_type(chat, "tools", [], "a list"))] or None,
         "stream_options": {"include_usage": True} if chat.get("stream") else None,
         "logprobs": True if _INCLUDED[1] in included or chat.get("top_logprobs") else None,
     }  # fmt: skip
@@ -107,17 +108,10 @@ def _refused(param: str, message: str) -> ApiError:
     return ApiError(400, message, "unsupported_parameter", param)
 
 
-def _struct(chat: dict[str, Any], name: str) -> dict[str, Any]:
-    value = chat.pop(name, {})
-    if not isinstance(value, dict):
-        raise ApiError(400, f"{name} is not an object.", "invalid_type", name)
-    return value
-
-
-def _list(given: dict[str, Any], name: str) -> list[Any]:
-    value = given.get(name, [])
-    if not isinstance(value, list):
-        raise ApiError(400, f"{name} is not a list.", "invalid_type", name)
+def _of_type(given: Mapping[str, Any], name: str, empty: C, noun: str) -> C:
+    value = given.get(name, empty)
+    if not isinstance(value, type(empty)):
+        raise ApiError(400, f"{name} is not {noun}.", "invalid_type", name)
     return value
 
 
@@ -260,7 +254,6 @@ class ResponseObject:
         self._number = 0
 
     def whole(self, body: bytes) -> bytes:
-        """The response to a completion."""
         for _ in (*self._read(read_json(body), "message"), *self._ended()):
             pass
         return _encoded(self._response)

@@ -22,7 +22,6 @@ class Event(NamedTuple):
 
     @property
     def choices(self) -> list[dict[str, Any]]:
-        """The pieces of choices that it holds."""
         return objects(self.chunk.get("choices"))
 
 

@@ -87,7 +87,6 @@ class ReportedError:
 
     @property
     def message(self) -> str:
-        """Its message, else all of its fields."""
         said = self.fields.get("message")
         return said if isinstance(said, str) and said else msgspec.json.encode(self.fields).decode()
 
@@ -148,22 +147,17 @@ class WholeAnswer:
 
 
 class StreamedAnswer:
-    """A stream whose first token has come; its owner calls ``close``."""
+    """A stream whose first token has come, followed by ``reader``; its owner calls ``close``."""
 
     def __init__(
         self, head: list[Event], reader: StreamReader, response: aiohttp.ClientResponse, timeout_s: float, secrets: Sequence[str]
     ) -> None:
-        self._head = head
-        self._reader, self._response, self._timeout_s, self._secrets = reader, response, timeout_s, secrets
-
-    @property
-    def finished(self) -> bool:
-        """True once every choice has ended with its reason: the client has the whole answer, if not its token counts."""
-        return self._reader.finished
+        self.reader, self._head = reader, head
+        self._response, self._timeout_s, self._secrets = response, timeout_s, secrets
 
     async def events(self) -> AsyncIterator[list[Event]]:
         """Yield whole events; the last is ``[DONE]``. Raises UpstreamFailed: it broke, reported an error or paused too long."""
-        reader, received = self._reader, b" "
+        reader, received = self.reader, b" "
         yield self._head
         while received and reader.fault is None and not reader.closed:
             try:
@@ -191,7 +185,7 @@ class StreamedAnswer:
         self._response.close()
 
     def _broken(self) -> UpstreamFailed:
-        error = ReportedError.of({"error": self._reader.fault or NO_END}, self._secrets)
+        error = ReportedError.of({"error": self.reader.fault or NO_END}, self._secrets)
         return UpstreamFailed("broken", error.api_error(502, error.message))
 
 
@@ -380,14 +374,13 @@ class Upstreams:
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
-        """Close the pooled connections."""
         if self._session is not None:
             await self._session.close()
 
     def get(self, name: str) -> Upstream:
-        """Return the upstream of a route."""
         if name not in self._upstreams:
-            url, key = self._address(name)
+            service = SERVICES.get(name)  # none: LOCAL
+            url, key = (self._settings.local_endpoint, None) if service is None else (service.base_url, service.key(self._settings) or None)
             self._session = self._session or _session()
             self._upstreams[name] = Upstream(name, url, key, self._session, self._settings.gateway_timeout_seconds)
         return self._upstreams[name]
@@ -422,11 +415,6 @@ class Upstreams:
         for secret in secrets_of(url, None if key is None else key.get_secret_value()):
             content = content.replace(secret.encode(), b"[key]")
         return status, content
-
-    def _address(self, name: str) -> tuple[str, str | None]:
-        if name == LOCAL:
-            return self._settings.local_endpoint, None
-        return SERVICES[name].base_url, SERVICES[name].key(self._settings) or None
 
 
 def _failed(cause: str, message: str, detail: str = "") -> UpstreamFailed:

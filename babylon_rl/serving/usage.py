@@ -44,7 +44,6 @@ class StreamMeter:
         return self._sent or Usage(None, self._tokens, 0)
 
     def count(self, event: Event) -> None:
-        """Count an event."""
         self._sent = read_usage(event.chunk) or self._sent
         for choice in event.choices:
             entries = part_of(choice, "logprobs").get("content")
