@@ -14,14 +14,13 @@ from babylon_rl.api_errors import ApiError
 from babylon_rl.http_server import why_not_local
 from babylon_rl.store.client_keys import ClientKey
 
-_PREFIX = "brl-"
 _MINUTE_S = 60.0
 MOST_OPEN = 512  # calls of one key that a process has open: each may hold a body, an answer and a connection to a model
 
 
 def new_key() -> str:
     """Return a fresh key with 256 random bits."""
-    return _PREFIX + secrets.token_urlsafe(32)
+    return "brl-" + secrets.token_urlsafe(32)
 
 
 def key_hash(key: str) -> str:
@@ -42,12 +41,12 @@ class MinuteBudget:
         self.limit = limit
         self._clock, self._left, self._at = clock, float(limit), clock()
 
-    def wait_s(self, needed: float) -> float:
-        """Seconds until ``needed`` are there; 0 if they are."""
+    def wait_s(self) -> float:
+        """Seconds until one is there; 0 if it is."""
         now = self._clock()
         self._left = min(float(self.limit), self._left + (now - self._at) * self.limit / _MINUTE_S)
         self._at = now
-        return max(0.0, (needed - self._left) * _MINUTE_S / self.limit)
+        return max(0.0, (1.0 - self._left) * _MINUTE_S / self.limit)
 
     def take(self, used: float) -> None:
         """Take from the budget, even below zero: answers are counted at their end."""
@@ -126,8 +125,8 @@ class Access:
             message = "The key is not valid, or was revoked." if key else "Send a key: Authorization: Bearer KEY. No other header is read."
             raise ApiError(401, message, "invalid_api_key", headers={"www-authenticate": "Bearer"})
         # One token is enough to be admitted: what the call takes is known after its answer, and ``Client.spend`` takes it then.
-        for budget, noun, needed in ((client.requests, "requests", 1.0), (client.tokens, "tokens", 1.0)):
-            if budget is not None and (wait_s := budget.wait_s(needed)) > 0:
+        for budget, noun in ((client.requests, "requests"), (client.tokens, "tokens")):
+            if budget is not None and (wait_s := budget.wait_s()) > 0:
                 message = f"The key {client.name} has used up its {budget.limit} {noun} a minute."
                 raise ApiError(429, message, "rate_limit_exceeded", headers={"retry-after": str(int(wait_s) + 1)})
         # After both checks, so that a refused request costs nothing.

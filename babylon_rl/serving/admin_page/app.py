@@ -12,7 +12,6 @@ from time import monotonic
 from urllib.parse import parse_qs
 
 import anyio
-import msgspec
 import psycopg
 from starlette.requests import Request, cookie_parser
 from starlette.responses import RedirectResponse, Response
@@ -20,7 +19,7 @@ from starlette.routing import Route as RoutedPath
 
 from babylon_rl.api_errors import ApiError
 from babylon_rl.errors import BabylonError, first_line
-from babylon_rl.http_server import BODY_TIMEOUT_S, read_body
+from babylon_rl.http_server import BODY_TIMEOUT_S, json_response, read_body
 from babylon_rl.reporting.pages import TEMPLATES, render
 from babylon_rl.serving.access import Access, Client
 from babylon_rl.serving.admin_page.views import TEXT_CHARACTERS, agent_view, page_view, training_view
@@ -117,7 +116,7 @@ class AdminPage:
         training = training_view(connection, self._settings, utc_now())
         html = render(_HERE / "training.html.j2", training=training)
         state = "" if training is None else f"{training.batch.batch_id} {training.batch.state}"
-        return Response(msgspec.json.encode({"training": html, "state": state}), media_type="application/json", headers=_HEADERS)
+        return json_response({"training": html, "state": state}, headers=_HEADERS)
 
     def _shown(self, show: Callable[[Connection, Request, Client], Response]) -> Callable[[Request], object]:
         async def answer(request: Request) -> Response:

@@ -22,7 +22,7 @@ from babylon_rl.store import scores
 from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, read_models
-from babylon_rl.store.releases import Rollout, newest_events, read_rollouts, read_routing, read_tests
+from babylon_rl.store.releases import newest_events, read_rollouts, read_routing, read_tests
 from babylon_rl.store.trajectories import TrajectoryRow, trajectories_by_id
 from babylon_rl.store.windows import hours_of_agent, newest_states, stored_episodes
 from babylon_rl.store.write_ahead import read_steps
@@ -80,24 +80,13 @@ class Version:
 
 
 @dataclass(frozen=True)
-class StepView:
-    """A recorded step with its outcome; ``calls`` are those that train."""
-
-    at: datetime
-    step: Step
-    parameters: str
-    result: str
-    calls: Sequence[ServedSequence]
-
-
-@dataclass(frozen=True)
 class AgentHourView:
     """An agent's hour with its score and, on its own page, its steps in order."""
 
     episode: Episode
     judge: str | None
     score: EpisodeScore | None
-    steps: Sequence[StepView] = ()
+    steps: Sequence[Mapping[str, Any]] = ()
     left_out: int = 0
 
 
@@ -107,7 +96,7 @@ def page_view(connection: Connection, settings: Settings, now: datetime) -> dict
     states = newest_states(connection, MOST_HOURS)
     models = [model for model in read_models(connection) if not model.foreign or model.status == "deployed"]
     # They come newest first: reversed, the newest rollout of a version is the one that stays.
-    rollouts = {rollout.version: rollout for rollout in reversed(read_rollouts(connection))}
+    rollouts = {rollout.version: rollout.state for rollout in reversed(read_rollouts(connection))}
     tree = lineage(models[:MOST_VERSIONS], rollouts)
     test, routing = next(iter(read_tests(connection)), None), read_routing(connection)
     choices = [model.version for model in models if not model.foreign and model.can_be_asked and model.version != routing.deployed]
@@ -149,22 +138,19 @@ def training_view(connection: Connection, settings: Settings, now: datetime) -> 
     return Training(batch, progress, losses, sum(step.finished_at is not None for step in steps), iterations_of(batch))
 
 
-def lineage(models: Sequence[Model], rollouts: Mapping[str, Rollout]) -> list[Version]:
-    """The versions as trees, newest first; without a listed parent they are roots."""
-    nodes = {model.version: _version(model, rollouts.get(model.version)) for model in models}
+def lineage(models: Sequence[Model], rollouts: Mapping[str, str]) -> list[Version]:
+    """The versions as trees, newest first, with the states of their rollouts; without a listed parent they are roots."""
+    nodes: dict[str, Version] = {}
+    for model in models:
+        measured = (model.eval_metrics or {}).get("benchmark") or {}
+        pnl = _interval(measured, "pnl", "low", "high")
+        improvement = _interval(measured, "improvement", "improvementLow", "improvementHigh")
+        nodes[model.version] = Version(model, rollouts.get(model.version), measured, pnl, improvement)
     roots: list[Version] = []
     for node in nodes.values():
         parent = nodes.get(node.model.parent_version or "")
         (roots if parent is None else parent.children).append(node)
     return roots
-
-
-def _version(model: Model, rollout: Rollout | None) -> Version:
-    measured: Mapping[str, Any] = (model.eval_metrics or {}).get("benchmark") or {}
-    return Version(
-        model, None if rollout is None else rollout.state, measured, _interval(measured, "pnl", "low", "high"),
-        _interval(measured, "improvement", "improvementLow", "improvementHigh"),
-    )  # fmt: skip
 
 
 def _interval(measured: Mapping[str, Any], mean: str, low: str, high: str) -> Bounds | None:
@@ -212,8 +198,8 @@ def agent_view(connection: Connection, agent_id: str, settings: Settings) -> lis
     return hours
 
 
-def _steps(row: TrajectoryRow, sequences: Sequence[ServedSequence]) -> list[StepView]:
-    """The completed steps of a row, each with its calls."""
+def _steps(row: TrajectoryRow, sequences: Sequence[ServedSequence]) -> list[dict[str, Any]]:
+    """The completed steps of a row, each with its outcome and those of its calls that train."""
     decoded = decode(row)
     if isinstance(decoded, Fault):
         return []
@@ -223,8 +209,9 @@ def _steps(row: TrajectoryRow, sequences: Sequence[ServedSequence]) -> list[Step
     views = []
     for step in decoded.completed:
         parameters, result, error = (recorded_value(value) for value in (step.action.parameters, step.action.result, step.action.error))
+        view = {"at": _began(step, row), "step": step, "parameters": plain(parameters or ""), "result": plain(error or result or "")}
         # A step number that is recorded twice has its calls at its first step.
-        views.append(StepView(_began(step, row), step, plain(parameters or ""), plain(error or result or ""), calls.pop(step.number, [])))
+        views.append(view | {"calls": calls.pop(step.number, [])})
     return views
 
 
