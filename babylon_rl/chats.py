@@ -21,16 +21,14 @@ UNLIKELY = -9999.0  # a probability of 0, which JSON cannot hold as a logarithm;
 
 
 def plain_messages(messages: Iterable[Any]) -> list[dict[str, str]]:
-    """Return the messages with a known role and one text each; a missing content is an empty text.
-
-    Raises:
-        RequestRefused: an unknown role, a call of a tool, or a content that is no text.
-    """
+    """Return ``plain_message`` of each message."""
     return [plain_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
 def plain_message(message: Any, where: str) -> dict[str, str]:
     """Return one message, a mapping or an object of a client library, with a known role and one text; ``where`` is its name in errors.
+
+    A missing content is an empty text.
 
     Raises:
         RequestRefused: an unknown role, a call of a tool, or a content that is no text.

@@ -86,6 +86,21 @@ class ChatRequest:
             fields["stream_options"] = (self.document.get("stream_options") or {}) | {"include_usage": True}
         return msgspec.json.encode(fields)
 
+    def shown_events(self, events: Iterable[Event]) -> bytes:
+        """Return the bytes of events as ``shown`` does, without one that holds only the counts of tokens which the gateway asked for."""
+        if "stream_options" in self.open_fields:
+            events = [event for event in events if event.chunk.get("choices") or not event.chunk.get("usage")]
+        return self.shown(b"".join(event.raw for event in events))
+
+    def shown(self, answer: bytes) -> bytes:
+        """Return the bytes of an answer without the ids of tokens, if its client did not ask for them."""
+        if "return_token_ids" in self.open_fields and b'token_ids"' in answer:
+            answer = _IDS.sub(b"", answer)
+        # A server may be started so that ids stand in the place of the tokens' texts.
+        if not self.document.get("return_tokens_as_token_ids") and b'"token_id:' in answer:
+            answer = _NAME.sub(_with_text, answer)
+        return answer
+
 
 @dataclass(frozen=True)
 class CallContext:
@@ -151,30 +166,6 @@ def _name(headers: Mapping[str, str], name: str) -> str | None:
 def is_name(value: str) -> bool:
     """True for what may name an agent, a trajectory or a step."""
     return 0 < len(value) <= _MAX_HEADER and value.isprintable()
-
-
-class ClientView:
-    """Answers to one request as the client gets them."""
-
-    def __init__(self, request: ChatRequest) -> None:
-        self._hides_usage = "stream_options" in request.open_fields
-        self._hides_ids = "return_token_ids" in request.open_fields
-        self._hides_names = not request.document.get("return_tokens_as_token_ids")
-
-    def events(self, events: Iterable[Event]) -> bytes:
-        """Return the bytes of events; one that holds only the counts of tokens is left out."""
-        if self._hides_usage:
-            events = [event for event in events if event.chunk.get("choices") or not event.chunk.get("usage")]
-        return self.body(b"".join(event.raw for event in events))
-
-    def body(self, body: bytes) -> bytes:
-        """Return the bytes of an answer without the ids of tokens, if its client did not ask for them."""
-        if self._hides_ids and b'token_ids"' in body:
-            body = _IDS.sub(b"", body)
-        # A server may be started so that ids stand in the place of the tokens' texts.
-        if self._hides_names and b'"token_id:' in body:
-            body = _NAME.sub(_with_text, body)
-        return body
 
 
 def _with_text(entry: re.Match[bytes]) -> bytes:

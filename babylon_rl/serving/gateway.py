@@ -20,7 +20,7 @@ from babylon_rl.errors import ModelUnavailable
 from babylon_rl.http_server import BODY_TIMEOUT_S, ClientGone, Receive, cancelled_when_gone, read_json
 from babylon_rl.serving.access import Access, Client
 from babylon_rl.serving.call_entry import CallEntry
-from babylon_rl.serving.chat_request import BODY_LIMIT, CallContext, ChatRequest, ClientView
+from babylon_rl.serving.chat_request import BODY_LIMIT, CallContext, ChatRequest
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.metrics import GatewayMetrics
 from babylon_rl.serving.routing import Route, base_route, route
@@ -51,7 +51,6 @@ class RoutedCall:
     started: float
     client: Client
     context: CallContext
-    body: bytes
     request: ChatRequest
     chosen: Route
     route: Route
@@ -83,7 +82,7 @@ class RoutedCall:
             self.route.version, self.chosen.arm, self.route.reason, self.route.model_name, self.fallback, self.status,
             self.seconds * 1000, None if self.first_token_s is None else round(self.first_token_s * 1000, 3),
             None if usage is None else usage.prompt_tokens, None if usage is None else usage.completion_tokens,
-            None if answer is None else self.body, answer,
+            None if answer is None else self.request.body, answer,
         )  # fmt: skip
 
 
@@ -97,7 +96,7 @@ class Gateway:
         self.state = LiveState(settings, self.access)
         self.log = CallLog(settings)
         self.upstreams = Upstreams(settings)
-        self.metrics = GatewayMetrics(self.log.gauge)
+        self.metrics = GatewayMetrics(self.log.report)
         self._failing: set[tuple[str, str]] = set()  # upstream and model
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -115,7 +114,7 @@ class Gateway:
             if isinstance(answer, WholeAnswer):
                 call.status, call.usage = answer.status, answer.usage
                 self._record(call, answer.body if answer.status == 200 and answer.ended else None)
-                shown = ClientView(call.request).body(answer.body)
+                shown = call.request.shown(answer.body)
                 await _send(send, answer.status, shown, [request_id, *_encoded(answer.headers), *call.headers])
         except ApiError as refused:
             extra = _encoded(refused.headers)
@@ -151,30 +150,23 @@ class Gateway:
         client = self.access.admit(scope, headers)
         opened.enter_context(self.access.open_call(client))
         context = CallContext.of(headers)
-        body = await read_json(receive, headers.get("content-type"), BODY_LIMIT, self._body_timeout_s)
-        request = ChatRequest.of(body)
+        request = ChatRequest.of(await read_json(receive, headers.get("content-type"), BODY_LIMIT, self._body_timeout_s))
         # OpenAI's own field names the agent where no header does.
-        if context.agent_id is None:
-            context = replace(context, agent_id=request.user)
-        context = await self._of_client(client, context)
-        try:
-            chosen = route(self.state.table, self.settings, request.model, context.agent_id, client.sha256)
-        except ModelUnavailable as unknown:
-            # Before the registry has answered, nobody knows whether there is such a version.
-            if self.state.reads or not self.settings.rl_fallback_to_base:
-                raise ApiError(404, str(unknown), "model_not_found", "model") from None
-            chosen = base_route(self.settings, "the registry does not answer")
-        return RoutedCall(f"gw-{uuid4().hex}", request_id, at, started, client, context, body, request, chosen, chosen)
-
-    async def _of_client(self, client: Client, context: CallContext) -> CallContext:
-        """The context with the agent of the client's key. Raises ApiError: the call or its trajectory is another agent's."""
-        agent, trajectory = client.agent(context.agent_id), context.trajectory_id
+        agent, trajectory = client.agent(context.agent_id or request.user), context.trajectory_id
         if agent is not None and trajectory is not None:
             if not client.agents:
                 self.state.own(trajectory, agent)
             elif not await self.state.may_write(trajectory, agent):
                 raise ApiError(403, f"The trajectory {trajectory} is another agent's than {agent}.", "other_agent")
-        return replace(context, agent_id=agent)
+        context = replace(context, agent_id=agent)
+        try:
+            chosen = route(self.state.table, self.settings, request.model, agent, client.sha256)
+        except ModelUnavailable as unknown:
+            # Before the registry has answered, nobody knows whether there is such a version.
+            if self.state.reads or not self.settings.rl_fallback_to_base:
+                raise ApiError(404, str(unknown), "model_not_found", "model") from None
+            chosen = base_route(self.settings, "the registry does not answer")
+        return RoutedCall(f"gw-{uuid4().hex}", request_id, at, started, client, context, request, chosen, chosen)
 
     async def _ask(self, call: RoutedCall) -> WholeAnswer | StreamedAnswer:
         """Ask the chosen version, and the base if it fails. Raises ApiError: no model answered."""
@@ -211,7 +203,7 @@ class Gateway:
 
     async def _send_stream(self, call: RoutedCall, answer: StreamedAnswer, headers: Headers, send: Send) -> None:
         """Pass a stream on, event by event; one that breaks ends with an error event."""
-        parts, size, meter, view = list[bytes](), 0, StreamMeter(), ClientView(call.request)
+        parts, size, meter = list[bytes](), 0, StreamMeter()
         delivered = False
 
         def record() -> None:
@@ -232,7 +224,7 @@ class Gateway:
                 # Recorded before the client has the end of its answer.
                 if events[-1].closes:
                     record()
-                if shown := view.events(events):
+                if shown := call.request.shown_events(events):
                     await send({"type": "http.response.body", "body": shown, "more_body": True})
                 # The client has the whole answer, if not its token counts.
                 delivered = answer.reader.finished
@@ -247,7 +239,7 @@ class Gateway:
                 record()
             raise
         finally:
-            answer.close()
+            answer.response.close()  # where the stream has ended, its connection has been given back
         await send({"type": "http.response.body", "body": b""})
 
     def _record(self, call: RoutedCall, answer: bytes | None) -> None:
@@ -262,7 +254,7 @@ class Gateway:
         )  # fmt: skip
         # An error costs nothing. A client that left may have had most of its answer, and the model has worked for it.
         if call.usage is not None or call.status in (200, CLIENT_LEFT):
-            call.client.spend(spent_tokens(call.usage, len(call.body), 0 if answer is None else len(answer)))
+            call.client.spend(spent_tokens(call.usage, len(call.request.body), 0 if answer is None else len(answer)))
         if answer is not None and not self.log.records_texts(call.context.trajectory_id or call.call_id):
             answer = None
         if not self.log.record(call.entry(answer)):

@@ -28,9 +28,9 @@ disable_created_metrics()
 
 
 class GatewayMetrics:
-    """Metrics of one gateway process; ``spool`` gives the numbers of the spool that all processes share."""
+    """Metrics of one gateway process; ``spool`` gives the report of the spool that all processes share."""
 
-    def __init__(self, spool: Callable[[], Mapping[tuple[str, ...], float]]) -> None:
+    def __init__(self, spool: Callable[[], Mapping[str, Any]]) -> None:
         self.registry = CollectorRegistry()
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
         histogram = partial(Histogram, buckets=_BUCKETS_S, registry=self.registry)
@@ -51,7 +51,9 @@ class GatewayMetrics:
     def text(self) -> bytes:
         """Return the samples of all processes together."""
         own = _text_of_all_processes() if PROCESSES_DIRECTORY in os.environ else generate_latest(self.registry)
-        spool = gauge_family("gateway_spool", "Recording: bytes on disk, and calls by their end.", self._spool(), "state")
+        # Refused calls are those of this process alone.
+        shared = {(name,): value for name, value in self._spool().items() if isinstance(value, int) and name != "refused"}
+        spool = gauge_family("gateway_spool", "Recording: bytes on disk, and calls by their end.", shared, "state")
         return own + generate_latest(_Families([spool]))
 
 

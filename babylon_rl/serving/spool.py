@@ -215,10 +215,8 @@ def stored_bytes(directory: Path) -> int:
     """Return the size of all segments, handled or not."""
     total = 0
     for segment in directory.glob(f"*{_SUFFIX}"):
-        try:
+        with suppress(FileNotFoundError):  # handled in this moment
             total += segment.stat().st_size
-        except FileNotFoundError:
-            pass  # handled in this moment
     return total
 
 
@@ -247,7 +245,3 @@ class CallLog(Spool):
         waiting = max(0, stored_bytes(self._directory) - sum(status.offsets.values()))
         counts = {"written": status.written, "refused": self.refused, "rejected": status.rejected}
         return {"waitingBytes": waiting, **counts, "problem": status.problem}
-
-    def gauge(self) -> dict[tuple[str, ...], float]:
-        """The numbers of the report that all processes share, for metrics."""
-        return {(name,): float(value) for name, value in self.report().items() if isinstance(value, int) and name != "refused"}

@@ -147,13 +147,13 @@ class WholeAnswer:
 
 
 class StreamedAnswer:
-    """A stream whose first token has come, followed by ``reader``; its owner calls ``close``."""
+    """A stream whose first token has come, followed by ``reader``; its owner closes the ``response``."""
 
     def __init__(
         self, head: list[Event], reader: StreamReader, response: aiohttp.ClientResponse, timeout_s: float, secrets: Sequence[str]
     ) -> None:
-        self.reader, self._head = reader, head
-        self._response, self._timeout_s, self._secrets = response, timeout_s, secrets
+        self.reader, self.response = reader, response
+        self._head, self._timeout_s, self._secrets = head, timeout_s, secrets
 
     async def events(self) -> AsyncIterator[list[Event]]:
         """Yield whole events; the last is ``[DONE]``. Raises UpstreamFailed: it broke, reported an error or paused too long."""
@@ -178,11 +178,7 @@ class StreamedAnswer:
 
     async def _read(self, within_s: float) -> bytes:
         async with asyncio.timeout(within_s):
-            return await self._response.content.readany()
-
-    def close(self) -> None:
-        """Close the connection if the stream has not ended; else it has been given back."""
-        self._response.close()
+            return await self.response.content.readany()
 
     def _broken(self) -> UpstreamFailed:
         error = ReportedError.of({"error": self.reader.fault or NO_END}, self._secrets)
@@ -379,7 +375,7 @@ class Upstreams:
 
     def get(self, name: str) -> Upstream:
         if name not in self._upstreams:
-            service = SERVICES.get(name)  # none: LOCAL
+            service = None if name == LOCAL else SERVICES[name]
             url, key = (self._settings.local_endpoint, None) if service is None else (service.base_url, service.key(self._settings) or None)
             self._session = self._session or _session()
             self._upstreams[name] = Upstream(name, url, key, self._session, self._settings.gateway_timeout_seconds)

@@ -40,7 +40,7 @@ def test_a_file_that_another_process_has_just_opened_is_read_once_it_is_whole(tm
     opened.touch()
     sized = threading.Timer(0.015, lambda: opened.write_bytes((8).to_bytes(4, sys.byteorder) + bytes(60)))
     sized.start()
-    assert b"babylon_gateway_spool" in GatewayMetrics(lambda: {("bytes",): 0.0}).text()
+    assert b"babylon_gateway_spool" in GatewayMetrics(lambda: {"bytes": 0}).text()
     sized.join()
 
 
