@@ -70,9 +70,11 @@ class CallEntry(msgspec.Struct, frozen=True, array_like=True):
             return None
         request = read_json(self.request)
         answer = _read_answer(self.answer)
-        messages = _plain(request["messages"])
-        is_sequence = messages is not None and not request.get("tools") and not request.get("functions") and not answer.tool_calls
-        served = messages if messages is not None and is_sequence else []
+        try:
+            messages = served_messages(request["messages"])
+        except UsageError:  # a chat that no sequence can hold
+            messages = None
+        served = [] if request.get("tools") or request.get("functions") or answer.tool_calls else messages or []
         # A call outside of every trajectory stands for itself.
         place = self.trajectory_id or self.call_id
         metadata = {
@@ -139,7 +141,10 @@ def _from_choices(model: Any, choices: list[tuple[dict[str, Any], list[dict[str,
         read.tool_calls = objects(message.get("tool_calls"))
         if call := part_of(message, "function_call"):
             read.tool_calls.append({"function": call})
-        read.logprobs = _logprobs(tokens)
+        try:
+            read.logprobs = token_logprobs([token | {"logprob": log_probability(token.get("logprob"))} for token in tokens])
+        except UsageError:
+            pass  # an endpoint's odd form costs the log-probabilities, not the call
     return read
 
 
@@ -210,21 +215,6 @@ def _bytes(entry: dict[str, Any]) -> bytes:
         return bytes(given) if isinstance(given, list) else str(entry.get("token")).encode(errors="replace")
     except (ValueError, TypeError):
         return b""
-
-
-def _logprobs(tokens: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    try:
-        return token_logprobs([token | {"logprob": log_probability(token.get("logprob"))} for token in tokens])
-    except UsageError:
-        return None  # an endpoint's odd form costs the log-probabilities, not the call
-
-
-def _plain(messages: list[dict[str, Any]]) -> list[dict[str, str]] | None:
-    """Messages as texts, or None for a chat that no sequence can hold."""
-    try:
-        return served_messages(messages)
-    except UsageError:
-        return None
 
 
 def _number(request: dict[str, Any], name: str, otherwise: Any) -> Any:

@@ -218,11 +218,11 @@ def create_app(market: Snapshot, *, idle_s: float = IDLE_S, results: Path | None
         asked = _start(await _body(request))
         token, session = sessions.start(asked, client_address(request.scope))
         opening = {"token": token, "name": asked.name, "mandate": asked.mandate, "attempt": session.attempt, **about_market}
-        return json_response(opening | {"observation": _shown(session)}, 201)
+        return json_response(opening | {"observation": _camel(session.seen.public())}, 201)
 
     async def observe(request: Request) -> Response:
         session = sessions.playing(bearer_token(request.headers))
-        return json_response({"acted": session.acted, "observation": _shown(session)})
+        return json_response({"acted": session.acted, "observation": _camel(session.seen.public())})
 
     async def act(request: Request) -> Response:
         # Awaited before the session is looked at: from there on nothing is, so that two requests cannot make one decision twice.
@@ -239,7 +239,7 @@ def create_app(market: Snapshot, *, idle_s: float = IDLE_S, results: Path | None
         happened = _camel(session.advance())
         if session.over:
             return json_response(happened | {"done": True, "result": msgspec.Raw(sessions.end(token))})
-        return json_response(happened | {"done": False, "observation": _shown(session)})
+        return json_response(happened | {"done": False, "observation": _camel(session.seen.public())})
 
     async def schema(request: Request) -> Response:
         session = sessions.playing(bearer_token(request.headers))
@@ -294,12 +294,9 @@ def _finished(session: MarketSession, market: Snapshot, directory: Path | None) 
 
 def _attempts(agent: ExternalAgent, market: Snapshot, directory: Path | None) -> int:
     """Attempts of an agent at a market with results in a directory."""
-    attempts = 0
-    for path in () if directory is None else directory.glob(f"{slug(agent.name)}-*{SUFFIX}"):
-        result = read_result(path)
-        if (result.identity, result.snapshot) == (external_identity(agent.name, agent.mandate), market.digest):
-            attempts = max(attempts, result.repeat + 1)
-    return attempts
+    results = map(read_result, () if directory is None else directory.glob(f"{slug(agent.name)}-*{SUFFIX}"))
+    played = (external_identity(agent.name, agent.mandate), market.digest)
+    return max((result.repeat + 1 for result in results if (result.identity, result.snapshot) == played), default=0)
 
 
 def _start(text: str) -> ExternalAgent:
@@ -319,10 +316,6 @@ def _outcome(outcome: Outcome, action: str) -> Response:
         error = {"code": "invalid_action", "message": f"{outcome.reason}. The turn is lost; GET /schema has what an action is."}
         return json_response({"type": "invalid", "action": action, "error": error}, 422)
     return json_response({"type": "fill" if isinstance(outcome, Fill) else "refusal", **_camel(msgspec.to_builtins(outcome))})
-
-
-def _shown(session: MarketSession) -> Any:
-    return _camel(session.seen.public())
 
 
 def _camel(value: Any) -> Any:

@@ -46,7 +46,9 @@ class RecordedPrivacy:
         """Drop or hash the private fields of a call's rows."""
         if not self.fields:
             return
-        agent = call["agentId"] = self._agent(call["agentId"])
+        agent, how = call["agentId"], self.fields.get("agent")
+        if agent and how is not None:
+            agent = call["agentId"] = _hashed(self.secret, agent) if how == "hash" else None
         if log is None:
             return
         metadata = {**msgspec.json.decode(log["metadata"]), "agentId": agent}
@@ -56,12 +58,6 @@ class RecordedPrivacy:
             for key in removed:
                 metadata.pop(key, None)
         log["metadata"] = msgspec.json.encode(metadata).decode()
-
-    def _agent(self, value: str | None) -> str | None:
-        how = self.fields.get("agent")
-        if how is None or not value:
-            return value
-        return _hashed(self.secret, value) if how == "hash" else None
 
 
 def hides_agents(settings: Settings) -> bool:

@@ -247,11 +247,10 @@ class _Registry:
         self.supersede_candidates(but=model.version)
         if self.deployed is not None:
             self.archive(self.deployed)
-        done = (
-            self.begin(model.version, "release", strategy, 100.0, self.deployed)
-            if own is None
-            else self.change(own, "release", strategy=strategy, percentage=100.0, agent_ids=())
-        )
+        if own is None:
+            done = self.begin(model.version, "release", strategy, 100.0, self.deployed)
+        else:
+            done = self.change(own, "release", strategy=strategy, percentage=100.0, agent_ids=())
         stored.move_model(self.connection, model.version, "deployed", self.author.now)
         self._switch()
         return done

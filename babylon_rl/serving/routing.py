@@ -117,11 +117,7 @@ def _named(table: RoutingTable, settings: Settings, requested: str | None) -> Ro
 
 
 def _by_test(table: RoutingTable, settings: Settings, identity: str) -> Route | None:
-    test = table.test
-    if test is None:
-        return None
-    arm = arm_of(test, identity)
-    if arm is None:
+    if (test := table.test) is None or (arm := arm_of(test, identity)) is None:
         return None
     name, share = test.arms[arm], test.shares[arm]
     reason = f"arm {name} of the A/B test {test.name}"
