@@ -5,11 +5,12 @@ refused value, the value and the allowed ones.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from babylon_rl.errors import SettingsError
@@ -17,6 +18,40 @@ from babylon_rl.setting_sources import ENV_FILE, demo_choices, explained, is_htt
 from babylon_rl.windows import is_window_id
 
 HEURISTIC = "heuristic"
+_BROKERS = ("redis://", "rediss://", "amqp://", "amqps://", "pyamqp://")
+T = TypeVar("T", str, SecretStr)
+
+
+def _must(hold: Callable[[str], bool], otherwise: str) -> AfterValidator:
+    """Validator of a text or a secret; ``otherwise`` says what is allowed."""
+
+    def validated(value: T) -> T:
+        if not hold(value.get_secret_value() if isinstance(value, SecretStr) else value):
+            raise ValueError(otherwise)
+        return value
+
+    return AfterValidator(validated)
+
+
+PostgresUrl = Annotated[SecretStr, _must(lambda url: url.startswith(("postgresql://", "postgres://")), "must start with postgresql://")]
+BrokerUrl = Annotated[SecretStr, _must(lambda url: url.startswith(_BROKERS), f"must start with one of {', '.join(_BROKERS)}")]
+LogsUrl = Annotated[
+    str,
+    _must(
+        lambda url: url.startswith(("s3://", "gs://", "az://")),
+        "must start with s3://, gs:// or az://: Dagster has managers of output for these. Unset it for other places",
+    ),
+]
+WebHook = Annotated[SecretStr, _must(is_http, "must be an address such as https://hooks.example.com/services/...")]
+WebAddress = Annotated[str, _must(is_http, "must be an address such as http://127.0.0.1:8000/v1")]
+ShownAddress = Annotated[
+    WebAddress,
+    _must(
+        lambda url: "@" not in urlsplit(url).netloc,
+        "must hold no user or password, as addresses are shown and stored; the API key says who asks",
+    ),
+]
+Window = Annotated[str, _must(is_window_id, "must be an hour in UTC, YYYY-MM-DDTHH:00")]
 
 
 class SettingsGroup(BaseModel, defer_build=True):
@@ -26,17 +61,17 @@ class SettingsGroup(BaseModel, defer_build=True):
 class DatabaseSettings(SettingsGroup):
     """Places of data, and the range of hours."""
 
-    database_url: SecretStr | None = Field(
+    database_url: PostgresUrl | None = Field(
         None, description="The Babylon database (postgresql://...). Unset: an embedded Postgres under BABYLON_RL_HOME."
     )
-    direct_database_url: SecretStr | None = Field(
+    direct_database_url: PostgresUrl | None = Field(
         None, description="The same database past a connection pooler, for migrations and Dagster's storage. Unset: DATABASE_URL."
     )
     babylon_rl_home: Path = Field(
         Path(".babylon"), description="The state directory: embedded database, model weights, checkpoints, Dagster's logs."
     )
-    first_window: str = Field("2025-01-01T00:00", description="The first hourly partition.")
-    last_window: str | None = Field(
+    first_window: Window = Field("2025-01-01T00:00", description="The first hourly partition.")
+    last_window: Window | None = Field(
         None,
         description="The last hourly partition, until rows of a later hour come. Unset: the newest hour that has ended; `babylon-rl dev` "
         "sets it where the newest rows are older than a week.",
@@ -49,13 +84,6 @@ class DatabaseSettings(SettingsGroup):
             value.expanduser()
         except RuntimeError:
             raise ValueError("begins with the home of a user who does not exist here") from None
-        return value
-
-    @field_validator("database_url", "direct_database_url")
-    @classmethod
-    def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
-            raise ValueError("must start with postgresql://")
         return value
 
     @property
@@ -92,11 +120,11 @@ class JudgeSettings(SettingsGroup):
 
     openpipe_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openpipe:...")
     openai_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openai/...")
-    openai_base_url: str | None = Field(
+    openai_base_url: ShownAddress | None = Field(
         None, description="Where OpenAI's models are asked, as its own client reads it; JUDGE_BASE_URL wins. Unset: at OpenAI."
     )
     anthropic_api_key: SecretStr | None = Field(None, description="Credentials of a judge named anthropic/...")
-    judge_base_url: str | None = Field(
+    judge_base_url: ShownAddress | None = Field(
         None, description="An OpenAI-compatible server that answers as the judges, instead of their providers; keys may be absent then."
     )
     judge_model: str = Field(HEURISTIC, description="Any litellm model name, or heuristic. Nothing leaves the machine until it is set.")
@@ -183,13 +211,15 @@ class TrainingSettings(SettingsGroup):
         "one on this machine stops, and the batch waits with its finished iterations.",
     )
     training_budget_usd: float | None = Field(None, ge=0, description="The most a paid training may cost.")
-    serverless_base_url: str | None = Field(None, description="The serverless training service's address. Unset: Weights & Biases'.")
+    serverless_base_url: ShownAddress | None = Field(
+        None, description="The serverless training service's address. Unset: Weights & Biases'."
+    )
     serverless_usd_per_million_tokens: float | None = Field(
         None, ge=0, description="The service's price, prompts included, for TRAINING_BUDGET_USD. Unset: not known."
     )
     mode: Literal["single", "list", "continuous", "backfill"] = Field("single", description="What a bare `babylon-rl train` does.")
     backfill_hours: int = Field(24, gt=0, le=1_000_000, description="Hours that MODE=backfill reaches back.")
-    window_id: str | None = Field(None, description="Pin one run to one hour.")
+    window_id: Window | None = Field(None, description="Pin one run to one hour.")
     batch_id: str | None = Field(None, description="Pin one run to an existing batch.")
     model_version: str | None = Field(None, description="Pin the version that a run registers.")
     min_improvement: float = Field(0.0, description="What the lower bound of the paired improvement must exceed, in dollars an hour.")
@@ -232,7 +262,7 @@ class AutomationSettings(SettingsGroup):
     max_concurrent_runs: int = Field(
         4, ge=1, description="The most runs at once, with CELERY_BROKER_URL of each of the workers' queues; more wait in Dagster's queue."
     )
-    celery_broker_url: SecretStr | None = Field(
+    celery_broker_url: BrokerUrl | None = Field(
         None,
         description="Redis (redis://...) or RabbitMQ (amqp://...) through which runs go to `babylon-rl worker`. Unset: each run is a "
         "process beside the code server.",
@@ -242,14 +272,6 @@ class AutomationSettings(SettingsGroup):
         description="The pod of a training on Kubernetes, as JSON of Dagster's tag dagster-k8s/config: container_config, pod_spec_config, "
         "... (docs/howto/kubernetes.md). Unset: as every other run.",
     )
-
-    @field_validator("celery_broker_url")
-    @classmethod
-    def _is_broker(cls, value: SecretStr | None) -> SecretStr | None:
-        schemes = ("redis://", "rediss://", "amqp://", "amqps://", "pyamqp://")
-        if value is not None and not value.get_secret_value().startswith(schemes):
-            raise ValueError(f"must start with one of {', '.join(schemes)}")
-        return value
 
     @field_validator("trainer_kubernetes")
     @classmethod
@@ -274,14 +296,14 @@ class StorageSettings(SettingsGroup):
     wandb_mode: Literal["online", "offline", "disabled"] = Field(
         "online", description="Whether trainings go to Weights & Biases (with a key), or (offline) into files for `wandb sync`."
     )
-    wandb_base_url: str | None = Field(None, description="The address of Weights & Biases. Unset: its own.")
+    wandb_base_url: WebAddress | None = Field(None, description="The address of Weights & Biases. Unset: its own.")
     model_storage_url: str | None = Field(
         None,
         repr=False,  # it may hold a password
         description="Where checkpoints and their base are uploaded; machines that lack them fetch them from there (any fsspec URL). "
         "Unset: they stay here.",
     )
-    compute_logs_url: str | None = Field(
+    compute_logs_url: LogsUrl | None = Field(
         None,
         repr=False,
         description="Where the output of Dagster's runs is uploaded, for a webserver on another machine: s3://bucket/prefix, gs:// or "
@@ -293,13 +315,6 @@ class StorageSettings(SettingsGroup):
         description="Days that caches, transcripts of quarantined groups, gateway calls and logs of ended runs stay; then `babylon-rl "
         "cleanup` and the nightly schedule remove them.",
     )
-
-    @field_validator("compute_logs_url")
-    @classmethod
-    def _has_manager(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("s3://", "gs://", "az://")):
-            raise ValueError("must start with s3://, gs:// or az://: Dagster has managers of output for these. Unset it for other places")
-        return value
 
     @property
     def wandb_key(self) -> str:
@@ -335,10 +350,10 @@ class ServingSettings(SettingsGroup):
     cron_secret: SecretStr | None = Field(
         None, description="Bearer token of the cron endpoints of `serve admin`. Unset: they answer on loopback only."
     )
-    dagster_url: str = Field(
+    dagster_url: WebAddress = Field(
         "http://127.0.0.1:3000", description="Where `serve admin` reaches Dagster's webserver to launch runs: that of `babylon-rl dev`."
     )
-    admin_url: str = Field(
+    admin_url: WebAddress = Field(
         "http://127.0.0.1:8090", description="Where people reach `serve admin`: the Dagster UI links to its page, `/admin`."
     )
     node_env: str | None = Field(None, description="The game's environment name; production turns USE_RL_MODEL's default off.")
@@ -381,22 +396,15 @@ class ServingSettings(SettingsGroup):
 class AlertSettings(SettingsGroup):
     """Channels of alerts, and the receiver of traces."""
 
-    discord_webhook_url: SecretStr | None = Field(None, description="A Discord webhook that gets alerts.")
-    alert_webhook_url: SecretStr | None = Field(
+    discord_webhook_url: WebHook | None = Field(None, description="A Discord webhook that gets alerts.")
+    alert_webhook_url: WebHook | None = Field(
         None,
         description='A Slack-compatible webhook that gets alerts: a POST of {"text": ...} (Slack, Mattermost, Teams by its workflows).',
     )
 
-    otel_exporter_otlp_endpoint: str | None = Field(
+    otel_exporter_otlp_endpoint: ShownAddress | None = Field(
         None, description="An OpenTelemetry collector that gets traces by OTLP over HTTP, such as http://127.0.0.1:4318. Unset: no traces."
     )
-
-    @field_validator("discord_webhook_url", "alert_webhook_url")
-    @classmethod
-    def _is_web_hook(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not is_http(value.get_secret_value()):
-            raise ValueError("must be an address such as https://hooks.example.com/services/...")
-        return value
 
 
 # In reverse, as pydantic takes the fields of the last base first: keys and addresses are known when the judge's model is validated.
@@ -436,32 +444,6 @@ class Settings(
         # Without ``.env`` no other file is read either.
         demo = demo_choices(settings_cls, given) if getattr(dotenv_settings, "env_file", None) else {}
         return tuple(InitSettingsSource(settings_cls, values) for values in (*chosen, demo))
-
-    @field_validator("first_window", "last_window", "window_id")
-    @classmethod
-    def _is_window(cls, value: str | None) -> str | None:
-        if value is not None and not is_window_id(value):
-            raise ValueError("must be an hour in UTC, YYYY-MM-DDTHH:00")
-        return value
-
-    @field_validator(
-        "judge_base_url", "openai_base_url", "wandb_base_url", "serverless_base_url",
-        "dagster_url", "admin_url", "otel_exporter_otlp_endpoint",
-    )  # fmt: skip
-    @classmethod
-    def _is_web_address(cls, value: str | None) -> str | None:
-        if value is not None and not is_http(value):
-            raise ValueError("must be an address such as http://127.0.0.1:8000/v1")
-        return value
-
-    @field_validator(
-        "judge_base_url", "openai_base_url", "serverless_base_url", "otel_exporter_otlp_endpoint",
-    )  # fmt: skip
-    @classmethod
-    def _holds_no_password(cls, value: str | None) -> str | None:
-        if value is not None and "@" in urlsplit(value).netloc:
-            raise ValueError("must hold no user or password, as addresses are shown and stored; the API key says who asks")
-        return value
 
     def warnings(self) -> list[str]:
         """Allowed but unusual values, one sentence each."""
