@@ -104,9 +104,15 @@ class Batcher:
         directory = await self._directory(name)
         if directory is None:
             return False
+
+        def load(policy: Policy) -> None:
+            # Asked again in the policy's own thread: another request may have loaded it meanwhile.
+            if name not in policy.adapters:
+                policy.add_adapter(name, directory)
+
         # The policy itself comes last: a name that it has may be asked for.
         for worker in (*self._finishers, self._texts):
-            await self._in_thread(worker, partial(_load, worker.policy, name, directory))
+            await self._in_thread(worker, partial(load, worker.policy))
         return True
 
     async def run(self) -> None:
@@ -209,7 +215,13 @@ class Batcher:
         try:
             # Divided among the workers at work, so that all together take no more threads than torch has.
             threads = max(1, self._threads // sum(one.jobs > 0 for one in self._workers))
-            return await asyncio.get_running_loop().run_in_executor(worker.executor, _computing_on, threads, work)
+
+            def compute() -> Result:
+                if torch.get_num_threads() != threads:
+                    torch.set_num_threads(threads)  # of this thread; others keep their number
+                return work()
+
+            return await asyncio.get_running_loop().run_in_executor(worker.executor, compute)
         finally:
             worker.jobs -= 1
 
@@ -230,16 +242,3 @@ class Batcher:
             admitted.setdefault(row.adapter, []).append(self._line.pop(0))
             running, prompts = running + 1, prompts + len(row.prompt)
         return admitted
-
-
-def _computing_on(threads: int, compute: Callable[[], Result]) -> Result:
-    """Compute in this thread with so many threads of torch; other threads keep their number."""
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
-    return compute()
-
-
-def _load(policy: Policy, name: str, directory: Path) -> None:
-    # Asked again in the policy's own thread: another request may have loaded it meanwhile.
-    if name not in policy.adapters:
-        policy.add_adapter(name, directory)

@@ -7,9 +7,11 @@ the prompt, as a tree: such an answer needs no further pass.
 
 import math
 import random
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -100,12 +102,9 @@ def _pick(row: Row, logprobs: Sequence[float]) -> int:
     top = max(logprobs)
     # Relative to the likeliest: at a low temperature the exponent of the value itself would leave the range of a float.
     weights = [math.exp((value - top) / row.temperature) for value in logprobs]
-    target, running = row.rng.random() * sum(weights), 0.0
-    for index, weight in enumerate(weights):
-        running += weight
-        if target < running:
-            return index
-    return max(range(len(weights)), key=weights.__getitem__)  # rounding left the target at the very end
+    picked = bisect(list(accumulate(weights)), row.rng.random() * sum(weights))
+    # Rounding may leave the number at the very end.
+    return picked if picked < len(weights) else max(range(len(weights)), key=weights.__getitem__)
 
 
 def _picked_open(rows: Sequence[Row], logprobs_nv: Tensor) -> Tensor:
@@ -223,17 +222,13 @@ class Generation:
 
     def step(self) -> None:
         """Draw the next token of every row that is not finished; those that are leave."""
-        self.drop_finished()
+        going = [n for n, row in enumerate(self.rows) if not row.done]
+        self.rows, self._caches = [self.rows[n] for n in going], [self._caches[n] for n in going]
         if self.rows:
             # Pending is the token that was drawn and those that the grammar forced after it: all are read in one pass.
             pending = [Unread.text(row.pending) for row in self.rows]
             hidden = self._read(pending, self._caches, wanted=[[len(text.tokens) - 1] for text in pending])
             choose(self.rows, torch.cat(hidden), self._head)
-
-    def drop_finished(self) -> None:
-        """Remove finished rows from the batch, with what they have read."""
-        going = [n for n, row in enumerate(self.rows) if not row.done]
-        self.rows, self._caches = [self.rows[n] for n in going], [self._caches[n] for n in going]
 
 
 def _worth(prompt: Sequence[int]) -> int:

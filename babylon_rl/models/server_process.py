@@ -9,12 +9,10 @@ import selectors
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from babylon_rl.errors import ModelUnavailable, require
 from babylon_rl.project_files import import_root
@@ -46,16 +44,18 @@ def running_server(
     command = [sys.executable, "-m", "babylon_rl.models.server", json.dumps([str(base_dir), directories, threads, port])]
     with tempfile.TemporaryDirectory(prefix="babylon-rl-serve-") as folder:
         log = Path(folder) / "server.log"
-        with log.open("wb") as errors:
-            # Its own session: Ctrl-C reaches the parent alone, which stops the child on its way out.
-            child = subprocess.Popen(
+        # Its own session: Ctrl-C reaches the parent alone, which stops the child on its way out.
+        with (
+            log.open("wb") as errors,
+            subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=import_root(), start_new_session=True
-            )
-        try:
-            bound = _announced_port(child, log, time.monotonic() + start_timeout_s)
-            yield RunningServer(f"http://127.0.0.1:{bound}/v1", bound, child.pid)
-        finally:
-            _stop(child)
+            ) as child,
+        ):
+            try:
+                bound = _announced_port(child, log, start_timeout_s)
+                yield RunningServer(f"http://127.0.0.1:{bound}/v1", bound, child.pid)
+            finally:
+                _stop(child)
 
 
 @contextmanager
@@ -91,22 +91,16 @@ def kept_open(serving: Serving) -> Iterator[Serving]:
         yield serve
 
 
-def _announced_port(child: subprocess.Popen[bytes], log: Path, deadline: float) -> int:
+def _announced_port(child: subprocess.Popen[bytes], log: Path, timeout_s: float) -> int:
     assert child.stdout is not None
-    line = _line_before(child.stdout, deadline)
-    if line is None:
-        raise ModelUnavailable(f"The model server did not start in time. The end of its log:\n{_tail(log)}")
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        if not selector.select(timeout_s):
+            raise ModelUnavailable(f"The model server did not start in time. The end of its log:\n{_tail(log)}")
+    line = child.stdout.readline()
     if not line:
         raise ModelUnavailable(f"The model server ended with status {child.wait()} while starting. The end of its log:\n{_tail(log)}")
     return int(json.loads(line)["port"])
-
-
-def _line_before(stream: IO[bytes], deadline: float) -> bytes | None:
-    """Read the first line of ``stream``; empty when it closed, None after the deadline."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(stream, selectors.EVENT_READ)
-        ready = selector.select(max(0.0, deadline - time.monotonic()))
-    return stream.readline() if ready else None
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
@@ -115,10 +109,6 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         child.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         child.kill()
-        child.wait()
-    for pipe in (child.stdin, child.stdout):
-        if pipe is not None:
-            pipe.close()
 
 
 def _tail(log: Path) -> str:
