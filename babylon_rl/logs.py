@@ -69,9 +69,7 @@ def start_logs(settings: BaseModel, stream: TextIO | None = None) -> None:
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[*before, structlog.stdlib.ExtraAdder()], processors=last))
     logger = logging.getLogger(ROOT)
     # A second call replaces the first: each record is printed once.
-    for old in list(logger.handlers):
-        logger.removeHandler(old)
-    logger.addHandler(handler)
+    logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 

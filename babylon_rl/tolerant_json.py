@@ -41,8 +41,7 @@ def read_exactly(data: bytes) -> tuple[Any, bytes]:
     try:
         return msgspec.json.decode(data), data
     except _REFUSALS:
-        pass
-    whole = _without_halves(data)
+        whole = _without_halves(data)
     try:
         return msgspec.json.decode(whole), whole
     except _REFUSALS as error:

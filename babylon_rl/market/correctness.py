@@ -169,14 +169,8 @@ def _kind(parameters: Mapping[str, Any], side: frozenset[str]) -> Kind | None:
 
 
 def _words(value: Any) -> frozenset[str]:
-    if isinstance(value, bool):
-        return _split("true" if value else "false")
-    return _split(value) if isinstance(value, str) and len(value) <= _SIDE_CHARACTERS else frozenset()
-
-
-@lru_cache(maxsize=1024)
-def _split(text: str) -> frozenset[str]:
-    return frozenset(re.split(r"[^a-z]+", text.lower()))
+    text = str(value) if isinstance(value, str | bool) else ""
+    return frozenset(re.findall(r"[a-z]+", text.lower())) if len(text) <= _SIDE_CHARACTERS else frozenset()
 
 
 def _side(kind: Kind, words: frozenset[str], action_type: str) -> Side | None:

@@ -77,8 +77,7 @@ def stock_rows(scenario: Scenario, paths: Paths, ids: Ids) -> list[dict[str, Any
     step = timedelta(seconds=scenario.tick_seconds) / steps
     for asset in scenario.assets:
         prices = _between(scenario, asset, _whole(paths.get(asset.ticker, ()), asset.prices), steps)
-        for minute in range(1, len(prices)):
-            before, price = prices[minute - 1], prices[minute]
+        for minute, (before, price) in enumerate(pairwise(prices), 1):
             at = moment(scenario, 0) + minute * step - (_CLOSING if minute == len(prices) - 1 else timedelta())
             # The real update, and 4 ms later the engine's copy of it.
             for change, late_ms in ((price - before, 0), (0.0, 4)):

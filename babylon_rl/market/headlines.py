@@ -51,7 +51,6 @@ class Edition:
 
     @property
     def wordings(self) -> frozenset[str]:
-        """Companies, questions, headlines, posts and authors."""
         texts = (self.questions, self.good, self.bad, self.neutral, self.toward_yes, self.toward_no, self.no_news)
         return frozenset({name for name, _ in self.companies}.union(*texts, self.authors, *self.posts.values()))
 

@@ -179,7 +179,6 @@ def _play_and_write(
     ids = game_rows.Ids(start)
     if own_market:
         _write_market(connection, scenario, run.paths, ids)
-    # Agents and balances first, then their trajectories and calls, then the mark that the hour is done.
     rows.add_agents(connection, [(player.agent_id, f"{player.strategy} {player.agent_id}") for player in players], start)
     rows.save_accounts(
         connection,
@@ -225,12 +224,10 @@ def market_of(connection: Connection, source: rows.HourSource, seed: int, window
 def _played(
     scenario: Scenario, request: SpawnRequest, players: Sequence[SpawnedPlayer], model: AgentFactory | None, balances: Mapping[str, float]
 ) -> Run:
-    seats: dict[str, AgentFactory] = {}
-    for seat in players:
-        if seat.strategy == MODEL_STRATEGY and model is not None:
-            seats[seat.agent_id] = model
-        else:
-            seats[seat.agent_id] = player(seat.strategy, scenario, request.game)
+    seats = {
+        seat.agent_id: model if model is not None and seat.strategy == MODEL_STRATEGY else player(seat.strategy, scenario, request.game)
+        for seat in players
+    }
     run = play(scenario, seats, seed=request.seed, start_balance=balances, game=request.game)
     if run.stopped is not None:
         # Raised within the hour's transaction: an hour that was played in part is not written.
