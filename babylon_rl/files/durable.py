@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 def sha256(path: Path) -> str:
@@ -24,16 +25,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def kept_while_unchanged(read: Callable[[Path], T]) -> Callable[[Path], T]:
+def kept_while_unchanged(read: Callable[[Path, *Ts], T]) -> Callable[[Path, *Ts], T]:
     """Cache the result of ``read`` for a directory until a file in it has another name, inode, size or time."""
 
     @lru_cache(maxsize=8)
-    def known(directory: Path, files: tuple[tuple[str | int, ...], ...]) -> T:
-        return read(directory)
+    def known(files: tuple[tuple[str | int, ...], ...], directory: Path, *others: *Ts) -> T:
+        return read(directory, *others)
 
     @wraps(read)
-    def current(directory: Path) -> T:
-        return known(directory, _files_in(directory))
+    def current(directory: Path, *others: *Ts) -> T:
+        return known(_files_in(directory), directory, *others)
 
     return current
 
@@ -58,15 +59,20 @@ def fsync(path: Path) -> None:
 
 def write_atomically(path: Path, raw: bytes | Iterable[bytes], *, private: bool = False) -> None:
     """Write a file completely or not at all; ``private``: for its owner alone. Raises OSError: it cannot be written."""
+    with new_file(path, private=private) as part, part.open("wb") as file:
+        file.writelines([raw] if isinstance(raw, bytes) else raw)
+
+
+@contextmanager
+def new_file(path: Path, *, private: bool) -> Iterator[Path]:
+    """A temporary file to be written in the block, at whose end it gets its name; ``private``: for its owner alone."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         # With its rights before anything is in it.
         part.touch(mode=0o600 if private else 0o666)
-        with part.open("wb") as file:
-            file.writelines([raw] if isinstance(raw, bytes) else raw)
-            # Renamed before its content is on the disk, it could be empty after a power failure.
-            file.flush()
-            os.fsync(file.fileno())
+        yield part
+        # Renamed before its content is on the disk, it could be empty after a power failure.
+        fsync(part)
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

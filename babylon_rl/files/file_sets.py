@@ -76,12 +76,10 @@ class Staging:
         self._location.flush_folders([f"{self._place}{name}" for name in names])
 
     def close(self) -> None:
-        """Remove the scratch files of this machine."""
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def clear(self) -> None:
-        """Remove the temporary folder and the scratch files."""
         self.close()
         self._location.clear(self._folder)
 
@@ -181,14 +179,12 @@ class FileSet:
                 if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                     raise OSError(f"its manifest names {name}, which is outside of it")
             folder = _retried(lambda: self._folder(hashlib.sha256(manifest).hexdigest()))
-            staged = Path(tempfile.mkdtemp(prefix=partial, dir=final.parent))
-            try:
+            with tempfile.TemporaryDirectory(prefix=partial, dir=final.parent, ignore_cleanup_errors=True) as temporary:
+                staged = Path(temporary)
                 for name, digest in hashes.items():
                     self._download(f"{folder}/{name}", name, digest, staged)
                 (staged / self._manifest).write_bytes(manifest)
                 publish_directory(staged, final)
-            finally:
-                shutil.rmtree(staged, ignore_errors=True)
         return True
 
     def _folder(self, manifest_sha: str) -> str:
@@ -217,10 +213,7 @@ def _retried(work: Callable[[], T]) -> T:
 
     wait = wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_S)
     stop = stop_after_attempt(ATTEMPTS) | stop_after_delay(LONGEST_S)
-    for attempt in Retrying(stop=stop, wait=wait, retry=retry_if_exception(_may_pass), reraise=True):
-        with attempt:
-            result = work()
-    return result
+    return Retrying(stop=stop, wait=wait, retry=retry_if_exception(_may_pass), reraise=True)(work)
 
 
 def _may_pass(error: BaseException) -> bool:

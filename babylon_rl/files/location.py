@@ -126,17 +126,11 @@ class Location:
         fsync(place)
 
     def get(self, name: str, target: Path) -> None:
-        """Write a copy of a file to a path of this machine, completely or not at all."""
-        part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
-        try:
-            if self.local is None:
-                self._fs.get_file(self.path(name), str(part))
-            else:
-                shutil.copyfile(self.path(name), part)
-            part.replace(target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        """Write a copy of a file to a path of this machine; after a failure a part of it may lie there."""
+        if self.local is None:
+            self._fs.get_file(self.path(name), str(target))
+        else:
+            shutil.copyfile(self.path(name), target)
 
     def move(self, name: str, final: str) -> None:
         """Move a file, replacing one in its place."""
@@ -179,8 +173,7 @@ class Location:
             return
         part = f"{final}.{secrets.token_hex(4)}.part"
         if self.local is not None:
-            shutil.copyfile(self.path(name), self.path(part))
-            fsync(Path(self.path(part)))
+            self.put(Path(self.path(name)), part)
         else:
             self._fs.pipe_file(self.path(part), self._fs.cat_file(self.path(name)))
         self.move(part, final)

@@ -53,7 +53,6 @@ class Spilled(Sequence[T]):
         self._spill, self._places = spill, places
 
     def __len__(self) -> int:
-        """Number of values."""
         return len(self._places)
 
     @overload

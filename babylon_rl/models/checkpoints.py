@@ -119,20 +119,16 @@ def base_identity(base_dir: Path, name: str) -> BaseIdentity:
     return files_identity(base_dir, name)
 
 
+@kept_while_unchanged
 def files_identity(base_dir: Path, name: str) -> BaseIdentity:
     """Compute ``base_identity`` of a directory that need not hold weights: config and tokenizer are enough."""
-    return msgspec.structs.replace(_unnamed_identity(base_dir), name=name)
-
-
-@kept_while_unchanged
-def _unnamed_identity(base_dir: Path) -> BaseIdentity:
     config = json.loads((base_dir / "config.json").read_bytes())
     tokenizer_config = json.loads((base_dir / "tokenizer_config.json").read_bytes())
     template = base_dir / "chat_template.jinja"
     # A base keeps its template in a file or in the tokenizer's config; the hash is of its text, so both give the same.
     text = template.read_text() if template.exists() else str(tokenizer_config.get("chat_template", ""))
     return BaseIdentity(
-        name="",
+        name=name,
         config_sha256=_json_sha256({key: value for key, value in config.items() if key not in _INCIDENTAL}),
         tokenizer_sha256=_json_sha256(json.loads((base_dir / "tokenizer.json").read_bytes())),
         chat_template_sha256=hashlib.sha256(text.encode()).hexdigest(),
@@ -221,8 +217,7 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write the manifest into a checkpoint's directory."""
-    (directory / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n")
+    _write(directory / MANIFEST, manifest)
 
 
 @contextmanager
@@ -247,8 +242,11 @@ def copy_tokenizer(base_dir: Path, directory: Path) -> None:
 
 
 def write_remote(directory: Path, remote: RemoteCheckpoint) -> None:
-    """Write a pointer to a step at a service into ``directory``."""
-    (directory / REMOTE).write_bytes(msgspec.json.format(msgspec.json.encode(remote, order="sorted"), indent=2) + b"\n")
+    _write(directory / REMOTE, remote)
+
+
+def _write(path: Path, document: msgspec.Struct) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=2) + b"\n")
 
 
 def read_remote(directory: Path) -> RemoteCheckpoint | None:
@@ -300,7 +298,6 @@ def decode_manifest(content: bytes, directory: str) -> Manifest:
 def verify(directory: Path, base_dir: Path | None = None) -> Manifest:
     """Verify every file of a checkpoint against its manifest, and the base if given. Raises CheckpointError: one is not what it was."""
     manifest = load_manifest(directory)
-    # Missing files first, then unlisted, then changed ones; the base last.
     present = {name for name in _files(directory) if name != MANIFEST}
     missing = sorted({*_required(directory), *manifest.files} - present)
     if missing:

@@ -85,7 +85,6 @@ class Unread:
 
 
 def shared_length(*texts: Sequence[int]) -> int:
-    """Length of the common prefix of some texts."""
     return len(commonprefix([tuple(text) for text in texts]))
 
 
