@@ -10,8 +10,6 @@ transaction: until then the same command goes on with what is missing.
 
 import hashlib
 import os
-import secrets
-import shutil
 import tempfile
 import zipfile
 import zlib
@@ -25,7 +23,7 @@ import msgspec
 
 from babylon_rl import __version__
 from babylon_rl.errors import BackupError, CheckpointError, UsageError, first_clause
-from babylon_rl.files.durable import fsync, publish_directory, sha256, write_atomically
+from babylon_rl.files.durable import fsync, new_file, publish_directory, sha256, write_atomically
 from babylon_rl.models.checkpoints import MANIFEST, verify
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import DatabaseSettings
@@ -75,7 +73,7 @@ def backup(settings: DatabaseSettings, file: Path, now: datetime, tell: Progress
         raise UsageError(f"{file} is there already, and a backup is never replaced. Choose another name.")
     # Listed before there is a new file, which may lie among them.
     state = sorted(path for pattern in STATE for path in settings.home.glob(pattern) if path.is_file())
-    with open_database(settings, prepare=False) as database, _new_file(file) as part, zipfile.ZipFile(part, "w") as archive:
+    with open_database(settings, prepare=False) as database, new_file(file, private=True) as part, zipfile.ZipFile(part, "w") as archive:
         files = _Writer(archive)
         for path in state:
             with suppress(FileNotFoundError):  # calls that were written into the database meanwhile
@@ -101,6 +99,7 @@ def backup(settings: DatabaseSettings, file: Path, now: datetime, tell: Progress
         made_at = now.isoformat(timespec="seconds") + "Z"
         manifest = BackupManifest(made_at, migrations, dict(tables), versions, left_out, files.hashes)
         files.add(LISTING, [msgspec.json.format(msgspec.json.encode(manifest), indent=1)])
+    fsync(file.absolute().parent)
     with _opened(file) as archive:
         return _checked(archive, file, tell)
 
@@ -177,21 +176,6 @@ class _Writer:
     def add_file(self, path: Path, name: str) -> None:
         with path.open("rb") as file:
             self.add(name, iter(lambda: file.read(_BLOCK), b""), mode=os.fstat(file.fileno()).st_mode & 0o777)
-
-
-@contextmanager
-def _new_file(file: Path) -> Iterator[Path]:
-    """A temporary file for its owner alone, which gets its name at the end of the block."""
-    part = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")
-    part.touch(mode=0o600, exist_ok=False)
-    try:
-        yield part
-        fsync(part)
-        part.replace(file)
-        fsync(file.absolute().parent)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _why_not(directory: Path, manifest_sha: str) -> str | None:
@@ -279,14 +263,10 @@ def _missing(home: Path, manifest: BackupManifest) -> list[str]:
 
 def _restore_checkpoint(archive: zipfile.ZipFile, names: Sequence[str], final: Path) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=IMPORTING, dir=final.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=IMPORTING, dir=final.parent, ignore_cleanup_errors=True) as staged:
         for name in names:
-            path = staged.joinpath(*PurePosixPath(name).parts[2:])
+            path = Path(staged).joinpath(*PurePosixPath(name).parts[2:])
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as out:
                 out.writelines(_blocks(archive, name))
-        publish_directory(staged, final)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
+        publish_directory(Path(staged), final)

@@ -94,9 +94,9 @@ def setting_sources(settings_class: type[BaseSettings]) -> dict[str, str]:
 
 def kept_demo_choices(settings_class: type[BaseSettings]) -> dict[str, str]:
     """Stored choices in effect, as variables for children, which are given DATABASE_URL."""
-    choices = demo_choices(settings_class, DotEnvSettingsSource(settings_class)() | EnvSettingsSource(settings_class)())
-    sources = setting_sources(settings_class)
-    return {field.upper(): str(value) for field, value in choices.items() if sources.get(field) == "demo"}
+    given = DotEnvSettingsSource(settings_class)() | EnvSettingsSource(settings_class)()
+    stored = demo_choices(settings_class, given)
+    return {field.upper(): str(value) for field, value in stored.items() if field in settings_class.model_fields.keys() - given.keys()}
 
 
 def demo_choices(settings_class: type[BaseSettings], given: Mapping[str, Any]) -> dict[str, Any]:
