@@ -313,8 +313,8 @@ def _step_rows(source: _Source) -> Iterator[dict[str, Any]]:
 
 
 def _result_rows(source: _Source) -> Iterator[dict[str, Any]]:
-    for played in benchmarks.played_results(source.connection, *source.moments):
-        yield document_of(played.result) | {"model": played.model, "identity": played.identity, "playedAt": played.played_at}
+    for model, identity, played_at, result in benchmarks.played_results(source.connection, *source.moments):
+        yield document_of(result) | {"model": model, "identity": identity, "playedAt": played_at}
 
 
 def _call_rows(source: _Source) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from babylon_rl.store.columns import columns_of, listed
 from babylon_rl.store.connection import Connection
 
 AGAIN_AFTER = timedelta(days=1)
@@ -30,8 +29,9 @@ UPDATE babylon_rl.alerts SET "resolvedAt" = %(now)s
 WHERE "resolvedAt" IS NULL AND NOT "cause" = ANY(%(seen)s) AND ("kind" = ANY(%(kinds)s) OR "lastSeenAt" < %(forgotten)s)
 """
 # A cause that ended before it was due is never sent, nor one that was last seen too long ago.
-_DUE = """
+_DUE = """babylon_rl.alerts
 WHERE "sentAt" IS NULL AND "dueAt" <= %(now)s AND "lastSeenAt" >= %(forgotten)s AND ("resolvedAt" IS NULL OR "resolvedAt" >= "dueAt")
+  AND NOT "cause" = ANY(%(but)s) ORDER BY "dueAt", "cause" LIMIT 1 FOR UPDATE SKIP LOCKED
 """
 _TRIED = 'UPDATE babylon_rl.alerts SET "channels" = %s, "tries" = "tries" + 1, "error" = %s, "sentAt" = %s WHERE "cause" = %s'
 # Hours whose scores and episodes both stand; each hour counts once.
@@ -70,9 +70,6 @@ class StoredAlert:
         return self.kind == ROLLBACK_DONE
 
 
-_ALERTS = f"SELECT {listed(columns_of(StoredAlert))} FROM babylon_rl.alerts "
-
-
 @dataclass(frozen=True, slots=True)
 class ScoredHour:
     """Mean score (0..1) and mean window P&L (dollars) of a judged hour."""
@@ -97,9 +94,8 @@ def resolve(connection: Connection, kinds: Collection[str], seen: Collection[str
 def lock_due(connection: Connection, now: datetime, but: Collection[str]) -> StoredAlert | None:
     """Lock the oldest due alert until the transaction ends. Not one among ``but``, nor one held by another process."""
     # The lock lasts while the message is under way: another process takes the next alert instead of sending this one too.
-    statement = _ALERTS + _DUE + 'AND NOT "cause" = ANY(%(but)s) ORDER BY "dueAt", "cause" LIMIT 1 FOR UPDATE SKIP LOCKED'
-    row = connection.execute(statement, {"now": now, "forgotten": now - FORGOTTEN_AFTER, "but": list(but)}).fetchone()
-    return None if row is None else StoredAlert(*row)
+    due = connection.rows(StoredAlert, _DUE, {"now": now, "forgotten": now - FORGOTTEN_AFTER, "but": list(but)})
+    return due[0] if due else None
 
 
 def note_try(connection: Connection, cause: str, channels: Sequence[str], error: str | None, sent_at: datetime | None) -> None:
@@ -108,8 +104,7 @@ def note_try(connection: Connection, cause: str, channels: Sequence[str], error:
 
 def read_alerts(connection: Connection) -> list[StoredAlert]:
     """Return the first 100 alerts, open ones first, then those that ended last."""
-    rows = connection.execute(_ALERTS + 'ORDER BY "resolvedAt" DESC NULLS FIRST, "firstSeenAt" DESC LIMIT 100')
-    return [StoredAlert(*row) for row in rows]
+    return connection.rows(StoredAlert, 'babylon_rl.alerts ORDER BY "resolvedAt" DESC NULLS FIRST, "firstSeenAt" DESC LIMIT 100')
 
 
 def scored_hours(connection: Connection, first: str, end: str) -> list[ScoredHour]:

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import MarketError
-from babylon_rl.store.columns import camel, columns_of, document_of, listed, loaded
+from babylon_rl.store.columns import camel, document_of, listed
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.types import BenchmarkReport
 
@@ -19,10 +19,6 @@ WHERE r."model" = %s AND starts_with(r."snapshot", %s)
 ORDER BY r."playedAt" DESC, r."identity", r."snapshot", r."market"
 """
 
-_REPORT = columns_of(BenchmarkReport)
-_READ_REPORTS = f"SELECT {listed(_REPORT)} FROM babylon_rl.benchmark_reports"
-
-# Completed batches without a release decision.
 # A run that ended after it had recorded the decision leaves a confirmation that did not end, or a pass without a rollout. The latter for a
 # day: older ones were decided before there were rollouts, or refused.
 _UNDECIDED = """
@@ -116,21 +112,14 @@ def played_markets(connection: Connection, model: str, prefix: str) -> list[tupl
     return connection.execute(_PLAYED_MARKETS, [model, prefix]).fetchall()
 
 
-@dataclass(frozen=True, slots=True)
-class PlayedResult:
-    """Stored result with its player: model name, weights' hash, time of storing."""
+def played_results(connection: Connection, since: datetime, until: datetime) -> Iterator[tuple[str, str, datetime, MarketResult]]:
+    """Yield model name, weights' hash, time of storing and result of all players' results of a time, ``until`` excluded, in order.
 
-    model: str
-    identity: str
-    played_at: datetime
-    result: MarketResult
-
-
-def played_results(connection: Connection, since: datetime, until: datetime) -> Iterator[PlayedResult]:
-    """Yield all players' results of a time, ``until`` excluded, in order. One transaction, a part in memory at a time."""
+    One transaction, a part in memory at a time.
+    """
     with connection.transaction(), connection.cursor(name="played_results") as cursor:
         for model, identity, played_at, *row in cursor.execute(_PLAYED, [since, until]):
-            yield PlayedResult(model, identity, played_at, _result(row))
+            yield model, identity, played_at, _result(row)
 
 
 def write_results(
@@ -145,15 +134,12 @@ def write_results(
         for result in results
     ]
     with own_transaction(connection):
-        # The first stored result of a key stands.
         connection.insert("babylon_rl.benchmark_results", rows, "ON CONFLICT DO NOTHING")
 
 
 def passed_versions(connection: Connection) -> set[str]:
-    """Return the versions with a passing newest report."""
-    return {
-        version for (version,) in connection.execute("""SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'""")
-    }
+    passed = connection.execute("""SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'""")
+    return {version for (version,) in passed}
 
 
 def write_report(connection: Connection, report: BenchmarkReport) -> None:
@@ -162,12 +148,11 @@ def write_report(connection: Connection, report: BenchmarkReport) -> None:
 
 
 def read_report(connection: Connection, batch_id: str) -> BenchmarkReport | None:
-    row = connection.execute(_READ_REPORTS + ' WHERE "batchId" = %s', [batch_id]).fetchone()
-    return None if row is None else loaded(BenchmarkReport, _REPORT, row)
+    return next(iter(connection.rows(BenchmarkReport, 'babylon_rl.benchmark_reports WHERE "batchId" = %s', [batch_id])), None)
 
 
 def read_reports(connection: Connection) -> dict[str, BenchmarkReport]:
-    return {row[0]: loaded(BenchmarkReport, _REPORT, row) for row in connection.execute(_READ_REPORTS)}
+    return {report.batch_id: report for report in connection.rows(BenchmarkReport, "babylon_rl.benchmark_reports")}
 
 
 def undecided_batches(connection: Connection, now: datetime) -> dict[str, datetime]:
@@ -186,10 +171,9 @@ def write_release(
     measured = next((row.get("improvement") for row in report.rows if row["model"] == report.version), None)
     with own_transaction(connection):
         # Together: the admin page and the game never see a decision without the numbers behind it.
-        connection.upsert("babylon_rl.releases", [{
-            "batchId": report.batch_id, "version": report.version, "decision": report.decision, "reason": report.reason,
-            "reportVersion": report.data_version, "decidedAt": now,
-        }], keys=("batchId",))  # fmt: skip
+        decided = document_of(report, "batch_id", "version", "decision", "reason")
+        row = decided | {"reportVersion": report.data_version, "decidedAt": now}
+        connection.upsert("babylon_rl.releases", [row], keys=("batchId",))
         connection.execute(_SCORE_MODEL, [score, accuracy, now, Jsonb(dict(metrics)), report.version, report.batch_id])
         connection.execute('UPDATE public.training_batches SET "policyImprovement" = %s WHERE "batchId" = %s', [measured, report.batch_id])
 
@@ -234,13 +218,8 @@ class Confirmation:
         return self.p is not None and self.p <= self.level and (self.improvement or 0) > 0
 
 
-_CONFIRMATION = columns_of(Confirmation)
-_CONFIRMATIONS = f"""SELECT {listed(_CONFIRMATION)} FROM babylon_rl.confirmations ORDER BY "number\""""
-
-
 def read_confirmations(connection: Connection) -> list[Confirmation]:
-    """Return all confirmations, first first."""
-    return [Confirmation(*row) for row in connection.execute(_CONFIRMATIONS)]
+    return connection.rows(Confirmation, 'babylon_rl.confirmations ORDER BY "number"')
 
 
 def begin_confirmation(
@@ -263,7 +242,7 @@ def begin_confirmation(
         # A test that has not ended counts as no discovery.
         level = level_after([test.confirmed for test in earlier])
         begun = Confirmation(number, version, reference, level, first, markets, now, None, None, None)
-        connection.copy_rows("babylon_rl.confirmations", _CONFIRMATION, [astuple(begun)])
+        connection.insert("babylon_rl.confirmations", [begun])
     return begun
 
 

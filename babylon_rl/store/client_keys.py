@@ -1,13 +1,12 @@
 """Bearer keys of clients: babylon_rl.client_keys. The key itself is stored nowhere, only its SHA-256."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
 
 from babylon_rl.errors import UsageError
-from babylon_rl.store.columns import columns_of, listed
 from babylon_rl.store.connection import Connection
 
 # A trigger notifies it when a key or its limits change, not when it is used (migration 0023).
@@ -33,21 +32,17 @@ class ClientKey:
     agents: Sequence[str] = ()
 
 
-_COLUMNS = columns_of(ClientKey)
-_READ = f"""SELECT {listed(_COLUMNS)} FROM babylon_rl.client_keys ORDER BY "createdAt", "name" """
-
-
 def read_keys(connection: Connection) -> Sequence[ClientKey]:
     """Return all keys, revoked ones too, oldest first."""
     with connection.transaction():
-        return [ClientKey(*row) for row in connection.execute(_READ)]
+        return connection.rows(ClientKey, 'babylon_rl.client_keys ORDER BY "createdAt", "name"')
 
 
 def create_key(connection: Connection, key: ClientKey) -> None:
     """Store a new key. Raises UsageError: the name is taken, also by a revoked key."""
     try:
         with connection.transaction():
-            connection.copy_rows("babylon_rl.client_keys", _COLUMNS, [[*astuple(key)[:-1], list(key.agents)]])
+            connection.insert("babylon_rl.client_keys", [key])
     except psycopg.errors.UniqueViolation:
         raise UsageError(f"There is a key {key.name!r} already, perhaps a revoked one: choose another name.") from None
 
@@ -55,8 +50,7 @@ def create_key(connection: Connection, key: ClientKey) -> None:
 def revoke_key(connection: Connection, name: str, now: datetime) -> datetime:
     """Revoke a key, and return since when it is revoked. Raises UsageError: there is no such key."""
     with connection.transaction():
-        row = connection.execute(_REVOKE, (now, name)).fetchone()
-    if row is None:
+        revoked_at: datetime | None = connection.value(_REVOKE, (now, name))
+    if revoked_at is None:
         raise UsageError(f"There is no key {name!r}; `babylon-rl keys list` shows all.")
-    revoked_at: datetime = row[0]
     return revoked_at

@@ -78,6 +78,8 @@ def insertion(table: str, columns: Iterable[str], parameter: str = "%s") -> str:
 
 def loaded(struct: type[T], columns: Iterable[str], row: Iterable[Any]) -> T:
     """Build ``struct`` from the values of ``columns``; absent fields have their defaults."""
+    if is_dataclass(struct):
+        return struct(*row)
     return msgspec.convert(dict(zip(columns, row, strict=True)), struct)
 
 

@@ -9,8 +9,9 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import is_dataclass
 from functools import cache, partial
 from socket import SHUT_RDWR, socket
 from types import TracebackType
@@ -24,7 +25,7 @@ from psycopg.types.json import Jsonb, set_json_loads
 
 from babylon_rl.errors import DatabaseUnreachable, SchemaMismatch, SettingsError, first_clause
 from babylon_rl.project_files import project_file
-from babylon_rl.store.columns import columns_of, insertion, listed, updates
+from babylon_rl.store.columns import T, columns_of, document_of, insertion, listed, loaded, updates
 from babylon_rl.tolerant_json import read_json
 from babylon_rl.traces import traced_connection
 
@@ -51,8 +52,7 @@ POOLER_ADVICE = (
     "and leave `options` out of DATABASE_URL."
 )
 
-
-Rows = Sequence[Mapping[str, Any] | msgspec.Struct]
+Rows = Sequence[Any]  # by column name, or structs or dataclasses of one type
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
@@ -81,10 +81,15 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         assert row is not None
         return row
 
+    def rows(self, struct: type[T], source: str, parameters: Params | None = None, but: Collection[str] = ()) -> list[T]:
+        """Return rows as structs or dataclasses; ``source`` is the statement from its table on, ``but`` as for ``columns_of``."""
+        columns = columns_of(struct, but)
+        return [loaded(struct, columns, row) for row in self.execute(f"SELECT {listed(columns)} FROM {source}", parameters)]
+
     def insert(self, table: str, rows: Rows, then: str = "") -> None:
-        """Insert rows, given by column name or as structs of one type; ``table`` as for ``copy_rows``, ``then`` ends the statement."""
+        """Insert rows; ``table`` as for ``copy_rows``, ``then`` ends the statement."""
         if rows:
-            document = Jsonb(list(rows), dumps=partial(json.dumps, default=msgspec.to_builtins))
+            document = Jsonb(list(rows), dumps=partial(json.dumps, default=_json_ready))
             self.execute(insertion(table, _columns(rows[0])) + then, [document])
 
     def upsert(self, table: str, rows: Rows, keys: Sequence[str] = ("window",), but: Mapping[str, str] | None = None) -> None:
@@ -151,8 +156,12 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             ) from error
 
 
-def _columns(row: Mapping[str, Any] | msgspec.Struct) -> Sequence[str]:
-    return columns_of(type(row)) if isinstance(row, msgspec.Struct) else list(row)
+def _columns(row: Any) -> Sequence[str]:
+    return list(row) if isinstance(row, Mapping) else columns_of(type(row))
+
+
+def _json_ready(value: Any) -> Any:
+    return document_of(value) if is_dataclass(value) else msgspec.to_builtins(value)
 
 
 def connect(url: str, *, autocommit: bool = False, variable: str = "DATABASE_URL") -> Connection:
@@ -197,12 +206,6 @@ def _say_dropped(variable: str, names: str) -> None:
     """Log it once per process."""
     advice = " Prisma's sslaccept=strict is sslmode=verify-full here." if "sslaccept" in names else ""
     _LOG.warning("%s: %s without effect: only Prisma knows such parameters.%s", variable, names, advice)
-
-
-def with_search_path(url: str, schema: str) -> str:
-    """Return ``url`` with ``schema`` as the search path of its sessions. Other options in ``url`` are kept."""
-    parts = _parts(url)
-    return make_conninfo("", **parts | {"options": f"{parts.get('options', '')} -csearch_path={schema}".strip()})
 
 
 def address(url: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import msgspec
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
@@ -51,21 +52,16 @@ SELECT nspname FROM pg_namespace WHERE nspname <> ALL (%s) AND nspname <> 'infor
 # The order of rows does not count; their number and every value do.
 _CONTENT = "SELECT concat_ws(',', count(*), COALESCE(sum(hashtextextended(copied_row::text, 0)), 0)) FROM ONLY {} AS copied_row"
 _COMPARE = "BEGIN IF ({}) <> {} THEN RAISE EXCEPTION '%', {}; END IF; END"
-_CHECKPOINTS = """
-SELECT "version", "checkpointPath", "manifestSha" FROM babylon_rl.model_lineage WHERE "prunedAt" IS NULL ORDER BY "version"
-"""
 Contents = Mapping[str, str]  # number of rows and sum of their hashes, by the quoted name of the table
 
 
 def rows_of(contents: Contents) -> int:
-    """Rows of all tables."""
     return sum(int(content.partition(",")[0]) for content in contents.values())
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(msgspec.Struct, frozen=True, rename="camel"):
     version: str
-    directory: str
+    directory: str = msgspec.field(name="checkpointPath")
     manifest_sha: str
 
 
@@ -102,7 +98,7 @@ class DatabaseSnapshot:
     def checkpoints(self) -> list[Checkpoint]:
         if not self.connection.has_table("babylon_rl.model_lineage"):
             return []
-        return [Checkpoint(*row) for row in self.connection.execute(_CHECKPOINTS)]
+        return self.connection.rows(Checkpoint, 'babylon_rl.model_lineage WHERE "prunedAt" IS NULL ORDER BY "version"')
 
     def script(self) -> Iterator[bytes]:
         """Blocks of the script of pg_dump that makes the same database.
@@ -217,8 +213,11 @@ def tool(name: str, major: int) -> Path:
 
     Raises DatabaseError: there is none; the message names those found.
     """
+    candidates = [] if (on_path := shutil.which(name)) is None else [Path(on_path)]
+    with suppress(EmbeddedServerError):  # without the wheel, which not every platform has
+        candidates.insert(0, Cluster(Path()).programs / name)
     found = []
-    for path in _candidates(name):
+    for path in filter(Path.exists, candidates):
         version = version_of(path)
         if version and int(version.partition(".")[0]) >= major:
             return path
@@ -227,13 +226,3 @@ def tool(name: str, major: int) -> Path:
         f"{name} of Postgres {major} or newer is needed ({', '.join(found) or 'none was found'}). Install Postgres' client programs "
         f"(such as the package postgresql-client-{major}), so that {name} is on PATH."
     )
-
-
-def _candidates(name: str) -> Iterator[Path]:
-    with suppress(EmbeddedServerError):  # without the wheel, which not every platform has
-        path = Cluster(Path()).programs / name
-        if path.exists():
-            yield path
-    on_path = shutil.which(name)
-    if on_path is not None:
-        yield Path(on_path)

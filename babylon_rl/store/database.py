@@ -13,19 +13,11 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from babylon_rl.errors import DatabaseError, SchemaMismatch
 from babylon_rl.settings import DatabaseSettings
-from babylon_rl.store.connection import (
-    LOST_AFTER_A_MINUTE,
-    MIGRATIONS,
-    POOLER_ADVICE,
-    Connection,
-    address,
-    connect,
-    libpq_url,
-    with_search_path,
-)
+from babylon_rl.store.connection import LOST_AFTER_A_MINUTE, MIGRATIONS, POOLER_ADVICE, Connection, address, connect, libpq_url
 from babylon_rl.store.embedded import use_server
 
 DAGSTER_SCHEMA = "babylon_dagster"
@@ -101,7 +93,8 @@ class Database:
         Raises DatabaseError: the role may not create or use it (the message holds the statement), or DIRECT_DATABASE_URL is a pooler.
         """
         # Connected as Dagster will be: with a pooler that drops the search path, its tables would go into the game's schema.
-        with connect(with_search_path(self.direct_url, DAGSTER_SCHEMA), variable=self._direct_variable) as connection:
+        options = f"{conninfo_to_dict(self.direct_url).get('options', '')} -csearch_path={DAGSTER_SCHEMA}".strip()
+        with connect(make_conninfo(self.direct_url, options=options), variable=self._direct_variable) as connection:
             if connection.execute("SELECT current_setting('search_path')").fetchone() != (DAGSTER_SCHEMA,):
                 raise DatabaseError(f"{address(self.direct_url)} does not take the schema that Dagster's storage asks for. {POOLER_ADVICE}")
             allowed = connection.execute(_MAY_USE, {"schema": DAGSTER_SCHEMA}).fetchone()
@@ -111,7 +104,6 @@ class Database:
                     f'ALTER SCHEMA "{DAGSTER_SCHEMA}" OWNER TO "{connection.info.user}"; (and so for its tables), '
                     "or connect as the role that made it."
                 )
-            # The schema is there and usable. Otherwise create it, one process at a time.
             if allowed is not None:
                 return
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (DAGSTER_SCHEMA,))

@@ -19,6 +19,7 @@ from typing import Any
 import psycopg
 
 from babylon_rl.errors import BatchConflict
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import with_unnamed
 from babylon_rl.types import NO_SPREAD
@@ -102,18 +103,17 @@ WITH hour AS (
 """
 
 _RULED = """, ruled AS (SELECT *, {} AS "reason" FROM episode WHERE "newRows" > 0)"""
-_COUNT = 'SELECT "window", "reason", count(*), sum("newRows") FROM ruled GROUP BY 1, 2 ORDER BY 1, 2'
+_COUNT = 'SELECT "window", "reason", count(*)::int, sum("newRows")::int FROM ruled GROUP BY 1, 2 ORDER BY 1, 2'
 
 # Two results in one: a row per freezable episode, and counts of the others by window and reason.
 _LOOK = """
-SELECT "window", "reason", NULL AS "agentId", 0 AS "trajectories", 0 AS "groupSize", FALSE AS "answered", sum("newRows") AS "newRows"
+SELECT "window", "reason", NULL AS "agentId", 0 AS "trajectories", 0 AS "groupSize", FALSE AS "answered", sum("newRows")::int AS "newRows"
 FROM ruled WHERE "reason" IS NOT NULL GROUP BY 1, 2
 UNION ALL
 SELECT "window", NULL, "agentId", "trajectories", "groupSize", "answered", "newRows" FROM ruled WHERE "reason" IS NULL
 ORDER BY 1 DESC, 2, 3
 """
 
-# Complete hours in the range, newest first.
 _HOURS = """
 SELECT "window" FROM babylon_rl.windows
 WHERE "window" >= %(first)s AND "window" < %(end)s AND "window" <= %(complete)s ORDER BY 1 DESC
@@ -182,8 +182,7 @@ def reason_case(rules: BarRules) -> str:
 
 def count_episodes(connection: Connection, bounds: FreezeBounds, rules: BarRules) -> list[tuple[str, str | None, int, int]]:
     """Return (window, reason, episodes, new trajectories) of the episodes in range. Without a reason a batch may take them."""
-    rows = connection.execute(_statement(_COUNT, rules), bounds.parameters)
-    return [(window, reason, episodes, int(number)) for window, reason, episodes, number in rows]
+    return connection.execute(_statement(_COUNT, rules), bounds.parameters).fetchall()
 
 
 def _statement(query: str, rules: BarRules) -> str:
@@ -212,7 +211,7 @@ def look_at_newest(
                 # The same hours and agents stand in thousands of rows, and one text of each is enough.
                 episodes.append(FreezableEpisode(sys.intern(window), sys.intern(agent), trajectories, group_size, answered))
             else:
-                reasons[reason] += int(rows)
+                reasons[reason] += rows
         yield episodes, dict(reasons)
 
 
@@ -234,7 +233,6 @@ def decided_windows(connection: Connection, windows: Sequence[str]) -> frozenset
 
 
 def record_decisions(connection: Connection, windows: Sequence[str], rate: float, freezable: int, now: datetime) -> None:
-    """Record that the dropout of ``windows`` is decided."""
     decision = {"rate": rate, "freezable": freezable, "decidedAt": now}
     connection.insert("babylon_rl.dropout_decisions", [{"window": window, **decision} for window in windows])
 
@@ -284,15 +282,10 @@ def insert_batch(connection: Connection, new: NewBatch) -> None:
     Raises BatchConflict: one of the trajectories is in a live batch, or an hour was read anew since its episodes were chosen.
     """
     windows, agents = [episode.window for episode in new.episodes], [episode.agent_id for episode in new.episodes]
-    connection.insert("babylon_rl.batches", [{
-        "batchId": new.batch_id, "baseModel": new.base_model, "backend": new.backend, "parentVersion": new.parent_version,
-        "version": new.version, "seed": new.seed, "settings": dict(new.settings), "dropout": dict(new.dropout), "createdAt": new.now,
-        "heartbeatAt": new.now, "passes": new.passes,
-    }])  # fmt: skip
-    connection.insert("babylon_rl.batch_episodes", [
-        {"batchId": new.batch_id, "window": episode.window, "agentId": episode.agent_id, "trajectories": episode.trajectories}
-        for episode in new.episodes
-    ])  # fmt: skip
+    own = document_of(new, "batch_id", "base_model", "backend", "parent_version", "version", "seed", "settings", "dropout", "passes")
+    connection.insert("babylon_rl.batches", [own | {"createdAt": new.now, "heartbeatAt": new.now}])
+    taken = [{"batchId": new.batch_id, **document_of(episode, "window", "agent_id", "trajectories")} for episode in new.episodes]
+    connection.insert("babylon_rl.batch_episodes", taken)
     try:
         with connection.transaction():
             inserted = connection.execute(_INSERT_ITEMS, [new.batch_id, windows, agents]).rowcount

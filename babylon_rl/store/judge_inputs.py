@@ -38,7 +38,6 @@ _SEEN = """
     SELECT agent.id, field, COALESCE(name, '') AS name FROM public."User" agent, LATERAL (VALUES {}) AS named (field, name)
     WHERE agent.id = ANY(%(agents)s)
 """
-_KNOWN = 'SELECT "agentId", "name", "after" FROM babylon_rl.agent_names WHERE "agentId" = ANY(%s)'
 # A name first seen after hours of the agent were read does not count in those hours: ``after`` is the newest hour read by then.
 # Names are compared by their hash, as in the unique index: a name may be longer than an index entry.
 _KEEP_SEEN = """
@@ -92,7 +91,7 @@ def known_names(connection: Connection, agent_ids: Sequence[str]) -> list[AgentN
     """Return the display and user names under which agents were seen. For agents whose hours were never read, the present names."""
     if not agent_ids:
         return []
-    names = [AgentName(*row) for row in connection.execute(_KNOWN, (list(agent_ids),))]
+    names = connection.rows(AgentName, 'babylon_rl.agent_names WHERE "agentId" = ANY(%s)', [list(agent_ids)])
     new = sorted(set(agent_ids) - {name.agent_id for name in names})
     if new and (seen := _seen(connection)) is not None:
         names += [AgentName(agent, name, "") for agent, _, name in connection.execute(seen, {"agents": new})]

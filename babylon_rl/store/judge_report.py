@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from babylon_rl.store import scores
-from babylon_rl.store.columns import columns_of, document_of, listed
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.types import EpisodeScore, GroupScores, Judgement
 
@@ -25,7 +25,6 @@ _HEADS = """
     SELECT "window", "groupSize", "stale" FROM babylon_rl.group_scores
     WHERE "judge" = %s AND "window" >= %s AND "window" < %s ORDER BY 1
 """
-# Hours of the range without scores: in quarantine, and pending.
 _WITHOUT = """
     SELECT (SELECT count(*) FROM babylon_rl.judge_quarantine WHERE "judge" = %(judge)s AND "window" >= %(first)s AND "window" < %(end)s),
            (SELECT count(*) FROM babylon_rl.judge_pending WHERE "judge" = %(judge)s AND "window" >= %(first)s AND "window" < %(end)s)
@@ -245,25 +244,18 @@ class JudgeAgreement:
         return {
             **plain,
             **{name: dict(zip(("mean", "low", "high"), plain[name], strict=True)) for name in _INTERVALS},
-            "rows": [dict(row) for row in self.rows],
             "measuredAt": f"{self.measured_at.isoformat(timespec='seconds')}Z",
         }
-
-
-_AGREEMENTS = f"""
-    SELECT {listed(columns_of(JudgeAgreement))} FROM babylon_rl.judge_agreements
-    ORDER BY "expected"[1] DESC, "judge", "judgeVersion", "orders"
-"""
 
 
 def judge_agreements(connection: Connection) -> list[JudgeAgreement]:
     """Return the newest calibration of every judge setting, best agreement first; empty without the table."""
     if not connection.has_table("babylon_rl.judge_agreements"):
         return []
-    return [JudgeAgreement(*row) for row in connection.execute(_AGREEMENTS)]
+    best_first = 'ORDER BY "expected"[1] DESC, "judge", "judgeVersion", "orders"'
+    return connection.rows(JudgeAgreement, f"babylon_rl.judge_agreements {best_first}")
 
 
 def write_judge_agreement(connection: Connection, agreement: JudgeAgreement) -> None:
-    row = document_of(agreement) | {"rows": [dict(row) for row in agreement.rows], "measuredAt": agreement.measured_at}
     with own_transaction(connection):
-        connection.upsert("babylon_rl.judge_agreements", [row], keys=("judge", "judgeVersion", "orders"))
+        connection.upsert("babylon_rl.judge_agreements", [agreement], keys=("judge", "judgeVersion", "orders"))

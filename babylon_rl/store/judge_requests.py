@@ -8,13 +8,12 @@ a transaction pooler. It only saves money: every write is checked under the hour
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import SERVER_NOW, columns_of, listed, loaded
+from babylon_rl.store.columns import SERVER_NOW, columns_of, listed
 from babylon_rl.store.connection import Connection
 
 
@@ -42,7 +41,6 @@ class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 _COLUMNS = columns_of(StoredAnswer)
-_FIND = f'SELECT {listed(_COLUMNS)} FROM babylon_rl.judge_requests WHERE "key" = ANY(%s) AND NOT "retired"'
 _COUNT = 'SELECT count(*), count(*) FILTER (WHERE cardinality("faults") > 0) FROM babylon_rl.judge_requests WHERE "judge" = %s'
 # Two processes may have paid for the same request: the first answer stays in use, the second is stored as retired and counts as paid too.
 # An insert that conflicts waits for the other transaction's end; in the order of keys, two with several requests in common cannot deadlock.
@@ -55,7 +53,6 @@ _ADD_ANSWERS = f"""
     INSERT INTO babylon_rl.judge_requests ({listed(_COLUMNS)}, "retired")
     SELECT *, TRUE FROM given WHERE "key" NOT IN (SELECT "key" FROM used)
 """
-# Only answers with faults are retired; a good answer stays in the cache.
 _RETIRE = """
     UPDATE babylon_rl.judge_requests SET "retired" = TRUE WHERE "window" = ANY(%s) AND NOT "retired" AND cardinality("faults") > 0
 """
@@ -74,8 +71,8 @@ def count_answers(connection: Connection, judge: str) -> tuple[int, int]:
 def find_answers(connection: Connection, keys: Sequence[str]) -> dict[str, StoredAnswer]:
     """Return the stored answers for ``keys``, by key; unanswered ones are absent."""
     with connection.transaction():
-        rows = connection.execute(_FIND, (list(keys),)).fetchall()
-    return {row[0]: loaded(StoredAnswer, _COLUMNS, row) for row in rows}
+        found = connection.rows(StoredAnswer, 'babylon_rl.judge_requests WHERE "key" = ANY(%s) AND NOT "retired"', [list(keys)])
+    return {answer.key: answer for answer in found}
 
 
 def add_answers(connection: Connection, answers: Sequence[StoredAnswer]) -> None:
@@ -102,7 +99,6 @@ def spent_on(connection: Connection, day: datetime) -> tuple[float, int]:
 RESERVED_FOR = timedelta(hours=1)
 _BUDGET_LOCK = 0x6A75646765  # "judge": one reservation at a time
 
-# Older reservations belong to dead runs.
 _UNDER_WAY = """
     SELECT COALESCE(sum("usd"), 0), COALESCE(array_agg("holder"), '{}') FROM babylon_rl.judge_reservations WHERE "seenAt" >= %s
 """
@@ -112,8 +108,7 @@ _ADD_RESERVATION = """
 """
 
 
-@dataclass(frozen=True)
-class Reservation:
+class Reservation(msgspec.Struct, frozen=True):
     """Result of a reservation, in dollars. ``fits``: the amount was reserved. ``holders``: runs with open reservations."""
 
     spent: float

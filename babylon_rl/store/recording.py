@@ -9,8 +9,6 @@ import msgspec
 from babylon_rl.errors import SchemaMismatch
 from babylon_rl.store.connection import Connection
 
-Rows = Sequence[Mapping[str, Any]]
-
 
 class HourSource(msgspec.Struct, frozen=True, rename="camel"):
     """Facts that an hour's market and its players' accounts follow from, beside the seed.
@@ -27,12 +25,11 @@ class HourSource(msgspec.Struct, frozen=True, rename="camel"):
     game: str = "one-tick"
 
 
-def copy_rows(connection: Connection, table: str, rows: Rows) -> int:
-    """COPY rows into a table of ``public`` and return their number. All rows have the keys of the first."""
+def copy_rows(connection: Connection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """COPY rows into a table of ``public``. All rows have the keys of the first."""
     if rows:
         columns = list(rows[0])
         connection.copy_rows(f'public."{table}"', columns, ([row[column] for column in columns] for row in rows))
-    return len(rows)
 
 
 def stored_rows(connection: Connection, ids: Sequence[str]) -> frozenset[str]:
@@ -106,9 +103,7 @@ def first_agent_number(connection: Connection) -> int:
 
 def market_id(connection: Connection, question_number: int) -> str:
     """Return the id of a question, which is also that of its market."""
-    question_id = connection.value('SELECT id FROM public."Question" WHERE "questionNumber" = %s', (question_number,))
-    assert question_id is not None  # the caller has just written or read the question
-    return str(question_id)
+    return str(connection.row('SELECT id FROM public."Question" WHERE "questionNumber" = %s', (question_number,))[0])
 
 
 def next_question_number(connection: Connection) -> int:

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode, Transition, hold_batch, record_dropped
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
 
 FIRST_VERSION = "v1.0.0"
@@ -163,7 +164,6 @@ def read_models(connection: Connection) -> list[Model]:
 
 
 def model_of_batch(connection: Connection, batch_id: str) -> Model | None:
-    """Return the version registered by one of our batches, or None."""
     row = connection.execute(_MODELS + 'WHERE l."batchId" = %s', [batch_id]).fetchone()
     return None if row is None else Model(*row)
 
@@ -232,16 +232,14 @@ def register_model(connection: Connection, new: NewModel, transition: Transition
 
 
 def _insert_model(connection: Connection, new: NewModel, reward: float | None, eval_metrics: Mapping[str, Any]) -> Model:
-    both = {"version": new.version, "baseModel": new.base_model, "createdAt": new.now}
     connection.insert("public.trained_models", [{
-        **both, "id": f"model-{new.batch_id.removeprefix('batch-')}", "modelId": model_id(new.version), "trainingBatch": new.batch_id,
-        "status": "ready", "storagePath": new.storage_path, "avgReward": reward, "evalMetrics": dict(eval_metrics),
-        "wandbArtifactId": new.wandb_artifact_id, "updatedAt": new.now,
+        **document_of(new, "version", "base_model", "storage_path", "wandb_artifact_id"), "modelId": model_id(new.version),
+        "id": f"model-{new.batch_id.removeprefix('batch-')}", "trainingBatch": new.batch_id, "status": "ready", "avgReward": reward,
+        "evalMetrics": dict(eval_metrics), "createdAt": new.now, "updatedAt": new.now,
     }])  # fmt: skip
-    connection.insert("babylon_rl.model_lineage", [{
-        **both, "parentVersion": new.parent_version, "backend": new.backend, "batchId": new.batch_id, "checkpointPath": new.checkpoint,
-        "manifestSha": new.manifest_sha, "windows": new.windows, "metrics": dict(new.metrics), "uploadedUrl": new.uploaded_url,
-    }])  # fmt: skip
+    lineage = ("version", "base_model", "parent_version", "backend", "batch_id", "manifest_sha", "windows", "metrics", "uploaded_url")
+    row = document_of(new, *lineage) | {"checkpointPath": new.checkpoint, "createdAt": new.now}
+    connection.insert("babylon_rl.model_lineage", [row])
     model = model_of_batch(connection, new.batch_id)
     assert model is not None  # written above
     return model
@@ -250,10 +248,8 @@ def _insert_model(connection: Connection, new: NewModel, reward: float | None, e
 def register_import(connection: Connection, new: NewModel) -> Model:
     """Register weights from outside as a version of their parent's line; the caller commits."""
     # Without trajectories and without a row in training_batches, so that it counts as no training.
-    connection.insert("babylon_rl.batches", [{
-        "batchId": new.batch_id, "baseModel": new.base_model, "backend": new.backend, "parentVersion": new.parent_version,
-        "version": new.version, "seed": 0, "state": "completed", "createdAt": new.now, "heartbeatAt": new.now,
-    }])  # fmt: skip
+    own = document_of(new, "batch_id", "base_model", "backend", "parent_version", "version")
+    connection.insert("babylon_rl.batches", [own | {"seed": 0, "state": "completed", "createdAt": new.now, "heartbeatAt": new.now}])
     return _insert_model(connection, new, None, new.metrics)
 
 

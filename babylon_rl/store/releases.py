@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from babylon_rl.services import LOCAL, upstream_of
-from babylon_rl.store.columns import columns_of, listed
+from babylon_rl.store.columns import columns_of, document_of, listed
 from babylon_rl.store.connection import Connection
 
 CHANNEL = "babylon_rl_releases"
@@ -27,8 +27,8 @@ _LOCK = 0x72656C6561736573  # "releases": one transition at a time
 _UPDATE_ROLLOUT = """
 UPDATE babylon_rl.rollouts SET
     "stepSince" = CASE WHEN "state" = %(state)s AND "percentage" = %(percentage)s THEN "stepSince" ELSE %(now)s END,
-    "state" = %(state)s, "strategy" = %(strategy)s, "percentage" = %(percentage)s, "agentIds" = %(agent_ids)s, "changedAt" = %(now)s
-WHERE "rolloutId" = %(rollout_id)s
+    "state" = %(state)s, "strategy" = %(strategy)s, "percentage" = %(percentage)s, "agentIds" = %(agentIds)s, "changedAt" = %(now)s
+WHERE "rolloutId" = %(rolloutId)s
 """
 _NEEDED = """
 SELECT "version", "previousVersion" FROM babylon_rl.rollouts WHERE "state" IN ('candidate', 'rolling', 'paused', 'released')
@@ -40,7 +40,6 @@ FROM public.trained_models m
 LEFT JOIN babylon_rl.model_lineage l ON l."version" = m.version AND l."batchId" = m."trainingBatch"
 ORDER BY m."deployedAt" DESC NULLS LAST, m."createdAt" DESC, m.id
 """
-# Only versions of ours: a row that another producer wrote stays as it is.
 _MOVE_MODEL = """
 UPDATE public.trained_models m SET
     status = %(status)s, "deployedAt" = CASE WHEN %(status)s = 'deployed' THEN %(now)s ELSE m."deployedAt" END,
@@ -81,13 +80,8 @@ class RolloutEvent:
     at: datetime
 
 
-_ROLLOUTS = f"SELECT {listed(columns_of(Rollout))} FROM babylon_rl.rollouts "
 _INSERT_ROLLOUT = f"""
 INSERT INTO babylon_rl.rollouts ({listed(columns_of(Rollout)[1:])}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING "rolloutId"
-"""
-_EVENTS = f"SELECT {listed(columns_of(RolloutEvent))} FROM babylon_rl.rollout_events "
-_INSERT_EVENT = f"""
-INSERT INTO babylon_rl.rollout_events ({listed(columns_of(RolloutEvent))}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
 """
 
 
@@ -157,11 +151,8 @@ def lock_releases(connection: Connection) -> None:
 
 def read_rollouts(connection: Connection, states: Sequence[str] | None = None) -> list[Rollout]:
     """Return the rollouts in ``states`` (None: all), newest first."""
-    rows = connection.execute(
-        _ROLLOUTS + 'WHERE %s::text[] IS NULL OR "state" = ANY(%s) ORDER BY "rolloutId" DESC',
-        [None if states is None else list(states), list(states or ())],
-    )
-    return [Rollout(*row) for row in rows]
+    source = 'babylon_rl.rollouts WHERE %(states)s::text[] IS NULL OR "state" = ANY(%(states)s) ORDER BY "rolloutId" DESC'
+    return connection.rows(Rollout, source, {"states": None if states is None else list(states)})
 
 
 def versions_needed(connection: Connection) -> set[str]:
@@ -171,15 +162,15 @@ def versions_needed(connection: Connection) -> set[str]:
 
 def read_events(connection: Connection, rollout_id: int | None = None, *, since: datetime | None = None) -> list[RolloutEvent]:
     """Return the transitions of one rollout, or of all, oldest first; with ``since``, the later ones."""
-    chosen = """
+    chosen = """babylon_rl.rollout_events
     WHERE (%(rollout)s::bigint IS NULL OR "rolloutId" = %(rollout)s) AND (%(since)s::timestamp IS NULL OR "at" >= %(since)s)
     ORDER BY "eventId"
     """
-    return [RolloutEvent(*row) for row in connection.execute(_EVENTS + chosen, {"rollout": rollout_id, "since": since})]
+    return connection.rows(RolloutEvent, chosen, {"rollout": rollout_id, "since": since})
 
 
 def newest_events(connection: Connection, limit: int) -> list[RolloutEvent]:
-    return [RolloutEvent(*row) for row in connection.execute(_EVENTS + 'ORDER BY "eventId" DESC LIMIT %s', [limit])]
+    return connection.rows(RolloutEvent, 'babylon_rl.rollout_events ORDER BY "eventId" DESC LIMIT %s', [limit])
 
 
 def insert_rollout(
@@ -198,20 +189,17 @@ def insert_rollout(
     """Write a new rollout with its first event, in the caller's transaction."""
     values: list[Any] = [version, state, strategy, percentage, list(agent_ids), previous_version, now, now, now]
     rollout_id = connection.row(_INSERT_ROLLOUT, values)[0]
-    connection.execute(_INSERT_EVENT, [rollout_id, version, None, state, None, percentage, who, why, now])
+    event = RolloutEvent(rollout_id, version, None, state, None, percentage, who, why, now)
+    connection.insert("babylon_rl.rollout_events", [event])
     return Rollout(rollout_id, *values)
 
 
 def change_rollout(connection: Connection, before: Rollout, after: Rollout, *, who: str, why: str, now: datetime) -> None:
     """Write a changed rollout with its event, in the caller's transaction."""
-    connection.execute(
-        _UPDATE_ROLLOUT,
-        {"state": after.state, "strategy": after.strategy, "percentage": after.percentage, "agent_ids": list(after.agent_ids), "now": now,
-         "rollout_id": before.rollout_id},
-    )  # fmt: skip
-    connection.execute(
-        _INSERT_EVENT, [before.rollout_id, before.version, before.state, after.state, before.percentage, after.percentage, who, why, now]
-    )
+    connection.execute(_UPDATE_ROLLOUT, document_of(after) | {"now": now})
+    shares = before.percentage, after.percentage
+    event = RolloutEvent(before.rollout_id, before.version, before.state, after.state, *shares, who, why, now)
+    connection.insert("babylon_rl.rollout_events", [event])
 
 
 def move_model(connection: Connection, version: str, status: Literal["deployed", "archived"], now: datetime) -> None:
@@ -225,9 +213,9 @@ def switch_game(connection: Connection, model_name: str | None, now: datetime) -
     connection.upsert('public."SystemSettings"', [row], keys=("id",))
 
 
-# A/B tests, and the agents that routing put into their arms.
 _TESTS = """
 SELECT "name", "arms", "shares", "expectedEffect", "state", "startedAt", "stoppedAt" FROM babylon_rl.ab_tests
+ORDER BY "startedAt" DESC, "name"
 """
 _STOP = """
 UPDATE babylon_rl.ab_tests SET "state" = 'stopped', "stoppedAt" = %s, "stoppedBy" = %s, "stoppedWhy" = %s
@@ -240,7 +228,7 @@ WHERE "arm" = 'ab' AND "agentId" IS NOT NULL AND "at" >= %s AND "at" <= COALESCE
 
 
 def read_tests(connection: Connection) -> list[ABTest]:
-    return [ABTest(*row) for row in connection.execute(_TESTS + 'ORDER BY "startedAt" DESC, "name"')]
+    return [ABTest(*row) for row in connection.execute(_TESTS)]
 
 
 def insert_test(

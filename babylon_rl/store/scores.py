@@ -7,6 +7,7 @@ An hour in quarantine has that state in babylon_rl.windows too; it
 leaves when a person asks for another try, when another judge scores it, or when its request would differ from the failed one.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, listed, loaded
+from babylon_rl.store.columns import T, columns_of, document_of, listed, loaded
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import EpisodeScore, GroupScores, PartScore
 
@@ -48,18 +49,7 @@ _MARK_STALE = """
 
 # The judgement's hash of what was shown is a column of its own.
 _GROUPS = (*columns_of(GroupScores, but=("scores", "changed", "parts")), "shownVersion")
-_SCORES = columns_of(EpisodeScore)
-_PARTS = columns_of(PartScore)
 _READ_GROUPS = f"""SELECT {listed(_GROUPS)} FROM babylon_rl.group_scores WHERE "window" = ANY(%s) ORDER BY "window\""""
-_READ_SCORES = f"""
-    SELECT "window", {listed(_SCORES)} FROM babylon_rl.episode_scores
-    WHERE "window" = ANY(%s) ORDER BY "window", "rank", "agentId" COLLATE "C"
-"""
-_READ_PARTS = f"""
-    SELECT "window", {listed(_PARTS)} FROM babylon_rl.part_scores
-    WHERE "window" = ANY(%s) ORDER BY "window", "startMinute", "agentId" COLLATE "C"
-"""
-
 
 # What the game's tables hold of a score, for each of its trajectories.
 _JUDGED = """
@@ -117,20 +107,25 @@ def mark_stale(connection: Connection, versions: Mapping[str, str]) -> None:
 
 def read(connection: Connection, windows: Sequence[str]) -> dict[str, GroupScores]:
     """Return the stored scores by window; windows without scores are absent."""
-    parameters = (list(windows),)
-    scores: dict[str, list[EpisodeScore]] = {}
-    for window, *values in connection.execute(_READ_SCORES, parameters).fetchall():
-        scores.setdefault(window, []).append(loaded(EpisodeScore, _SCORES, values))
-    parts: dict[str, list[PartScore]] = {}
-    for window, *values in connection.execute(_READ_PARTS, parameters).fetchall():
-        parts.setdefault(window, []).append(loaded(PartScore, _PARTS, values))
+    scores = _by_window(connection, EpisodeScore, "babylon_rl.episode_scores", '"rank"', windows)
+    parts = _by_window(connection, PartScore, "babylon_rl.part_scores", '"startMinute"', windows)
     groups: dict[str, GroupScores] = {}
-    for row in connection.execute(_READ_GROUPS, parameters).fetchall():
+    for row in connection.execute(_READ_GROUPS, (list(windows),)).fetchall():
         document = dict(zip(_GROUPS, row, strict=True))
         judgement = document["judgement"] and {**document["judgement"], "shown_version": document["shownVersion"]}
-        held = {"scores": tuple(scores.get(document["window"], ())), "parts": tuple(parts.get(document["window"], ()))}
+        held = {"scores": tuple(scores[document["window"]]), "parts": tuple(parts[document["window"]])}
         groups[document["window"]] = msgspec.convert({**document, "judgement": judgement or None, **held}, GroupScores)
     return groups
+
+
+def _by_window(connection: Connection, struct: type[T], table: str, order: str, windows: Sequence[str]) -> defaultdict[str, list[T]]:
+    columns, found = columns_of(struct), defaultdict[str, list[T]](list)
+    statement = (
+        f'SELECT "window", {listed(columns)} FROM {table} WHERE "window" = ANY(%s) ORDER BY "window", {order}, "agentId" COLLATE "C"'
+    )
+    for window, *values in connection.execute(statement, [list(windows)]):
+        found[window].append(loaded(struct, columns, values))
+    return found
 
 
 def replace(connection: Connection, groups: Sequence[NewScores], now: datetime, *, force: bool = False) -> None:
@@ -140,24 +135,15 @@ def replace(connection: Connection, groups: Sequence[NewScores], now: datetime, 
     """
     scores = [{"window": new.group.window, **msgspec.to_builtins(score)} for new in groups for score in new.group.scores]
     parts = [{"window": new.group.window, **msgspec.to_builtins(part)} for new in groups for part in new.group.parts]
-    judged: list[dict[str, Any]] = [
-        {
-            "window": group.window,
-            "judge": group.judge,
-            "judgeVersion": group.judge_version,
-            "criteria": dict(criteria),
-            "score": score.score,
-            "rank": score.rank,
-            "advantage": score.advantage,
-            "reasoning": score.reasoning,
-            "trajectoryIds": list(trajectories[score.agent_id]),
-        }
+    judged = [
+        {"criteria": dict(criteria), "trajectoryIds": list(trajectories[score.agent_id])}
+        | document_of(group, "window", "judge", "judge_version")
+        | document_of(score, "score", "rank", "advantage", "reasoning")
         for group, trajectories, criteria in groups
         for score in group.scores
     ]
     ids = [trajectory for row in judged for trajectory in row["trajectoryIds"]]
     parameters = {"judged": Jsonb(judged), "ids": ids, "now": now, "force": force}
-    # Our rows are written anew; the game's are updated.
     windows = [new.group.window for new in groups]
     delete(connection, windows)
     connection.insert("babylon_rl.group_scores", [_group_document(new.group, now) for new in groups])
@@ -170,17 +156,11 @@ def replace(connection: Connection, groups: Sequence[NewScores], now: datetime, 
 
 
 def _group_document(group: GroupScores, now: datetime) -> dict[str, Any]:
-    judgement: dict[str, Any] = {} if group.judgement is None else msgspec.to_builtins(group.judgement)
-    judgement.pop("shown_version", None)
     document = msgspec.to_builtins(group)
-    return {
-        **{name: document[name] for name in _GROUPS if name in document},
-        "judgement": judgement,
-        "shownVersion": group.shown_version,
-        "groupSize": group.group_size,
-        "dataVersion": group.data_version,
-        "judgedAt": now,
-    }
+    judgement = document["judgement"] or {}
+    judgement.pop("shown_version", None)
+    derived = document_of(group, "shown_version", "group_size", "data_version")
+    return {name: document[name] for name in _GROUPS if name in document} | derived | {"judgement": judgement, "judgedAt": now}
 
 
 def delete(connection: Connection, windows: Sequence[str]) -> None:
@@ -203,9 +183,7 @@ class Quarantined(msgspec.Struct, frozen=True, rename="camel"):
     sources_version: str = ""
 
 
-_QUARANTINE_COLUMNS = columns_of(Quarantined)
-_READ_QUARANTINED = f"""
-    SELECT {listed(_QUARANTINE_COLUMNS)} FROM babylon_rl.judge_quarantine
+_QUARANTINED = """babylon_rl.judge_quarantine
     WHERE %(windows)s::text[] IS NULL OR "window" = ANY(%(windows)s) ORDER BY "window"
 """
 # The state of the hour follows from its readiness and from current scores.
@@ -234,15 +212,14 @@ _WAIT = """
 def read_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> dict[str, Quarantined]:
     """Return the quarantined groups among ``windows``, or all of them, by window."""
     with connection.transaction():
-        rows = connection.execute(_READ_QUARANTINED, {"windows": None if windows is None else list(windows)})
-        return {row[0]: Quarantined(*row) for row in rows.fetchall()}
+        found = connection.rows(Quarantined, _QUARANTINED, {"windows": None if windows is None else list(windows)})
+    return {group.window: group for group in found}
 
 
 def quarantine(connection: Connection, entry: Quarantined) -> None:
     """Quarantine a group, in the caller's transaction and under the hour's lock."""
     connection.upsert("babylon_rl.judge_quarantine", [entry])
     connection.execute("""UPDATE babylon_rl.windows SET "state" = 'quarantined' WHERE "window" = %s""", (entry.window,))
-    # A quarantined hour is not pending any more.
     end_pending(connection, [entry.window])
 
 
@@ -293,7 +270,6 @@ def keep_pending(connection: Connection, judge: str, reasons: Mapping[str, str],
 _READ_MADE_FROM = """
     SELECT "window", "sourcesVersion", "rulesVersion", "rulesChanged", "scoredBy" FROM babylon_rl.group_scores WHERE "window" = ANY(%s)
 """
-# Unchanged rows are not touched.
 _KEEP_MADE_FROM = """
     UPDATE babylon_rl.group_scores SET "sourcesVersion" = given."sources", "rulesVersion" = %(rules)s, "rulesChanged" = %(changed)s,
         "stale" = FALSE, "scoredBy" = CASE WHEN %(changed)s THEN "scoredBy" ELSE %(rules)s END
@@ -325,7 +301,6 @@ def forget_sources(connection: Connection, windows: Sequence[str]) -> None:
     connection.execute(_FORGET_SOURCES, (list(windows),))
 
 
-# Windows without current scores of any judge.
 _UNSCORED = """
 SELECT w."window" FROM unnest(%s::text[]) AS w("window")
 WHERE NOT EXISTS (SELECT FROM babylon_rl.group_scores g WHERE g."window" = w."window" AND NOT g."stale")

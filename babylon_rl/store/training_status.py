@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from babylon_rl.store.columns import SERVER_NOW, columns_of, listed
+from babylon_rl.store.columns import SERVER_NOW
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.windows import window_of
@@ -21,7 +21,7 @@ SAMPLED_PAGES = 200
 _ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT FROM public.trajectories"
 _MEANS = """avg("totalReward")::float8, avg("episodeLength")::float8, avg("durationMs")::float8"""
 # The same pages at every reading, so that means do not jump between two of them.
-_SAMPLED = f"SELECT {_MEANS} FROM public.trajectories TABLESAMPLE SYSTEM (%s) REPEATABLE (0)"
+_SAMPLED = f"SELECT %s::bigint, {_MEANS}, 'estimated' FROM public.trajectories TABLESAMPLE SYSTEM (%s) REPEATABLE (0)"
 # Hour by hour, each by the index: the planner would scan the table for a range.
 _ARRIVED = """
 SELECT COALESCE(sum(n) FILTER (WHERE "hour" > %(day)s), 0)::int, COALESCE(sum(n), 0)::int FROM (
@@ -96,8 +96,7 @@ class RecentTrajectory(msgspec.Struct, frozen=True, rename="camel"):
 
 
 # The hours from that of the row that is %(most)s-th by hour.
-_RECENT = f"""
-SELECT {listed(columns_of(RecentTrajectory))} FROM public.trajectories
+_RECENT = """public.trajectories
 WHERE "windowId" <= %(newest)s AND "windowId" >= COALESCE((
     SELECT "windowId" FROM public.trajectories WHERE "windowId" <= %(newest)s ORDER BY "windowId" DESC OFFSET %(most)s - 1 LIMIT 1
 ), '')
@@ -138,21 +137,18 @@ def trajectory_totals(connection: Connection) -> TrajectoryTotals:
     """Count all trajectories and average them; above EXACT_UP_TO rows as estimates."""
     estimate = int(connection.row(_ESTIMATE)[0][0]["Plan"]["Plan Rows"])
     if estimate <= EXACT_UP_TO:
-        count, reward, length, duration_ms = connection.row(f"SELECT count(*), {_MEANS} FROM public.trajectories")
-        return TrajectoryTotals(count, reward, length, duration_ms, "exact")
+        return TrajectoryTotals(*connection.row(f"SELECT count(*), {_MEANS}, 'exact' FROM public.trajectories"))
     pages = max(1, connection.value("SELECT pg_relation_size('public.trajectories') / current_setting('block_size')::int") or 0)
-    reward, length, duration_ms = connection.row(_SAMPLED, [min(100.0, 100.0 * SAMPLED_PAGES / pages)])
-    return TrajectoryTotals(estimate, reward, length, duration_ms, "estimated")
+    return TrajectoryTotals(*connection.row(_SAMPLED, [estimate, min(100.0, 100.0 * SAMPLED_PAGES / pages)]))
 
 
 def arrivals(connection: Connection, now: datetime) -> Arrivals:
     """Count the trajectories of the last 24 hours and 7 days: as last read, else by the index on "windowId"."""
     current = window_of(now)
     bounds = {"now": current, "day": window_of(now - timedelta(days=1)), "week": window_of(now - timedelta(days=7))}
-    last_day, last_week = connection.row(_ARRIVED, bounds)
     newest = newest_window_with_rows(connection, current)
-    newest_at = None if newest is None else connection.value(_NEWEST_ROW, [newest])
-    return Arrivals(last_day, last_week, newest_at)
+    last_day, last_week = connection.row(_ARRIVED, bounds)
+    return Arrivals(last_day, last_week, None if newest is None else connection.value(_NEWEST_ROW, [newest]))
 
 
 def hour_totals(connection: Connection, first: str, end: str) -> list[HourTotals]:
@@ -162,7 +158,7 @@ def hour_totals(connection: Connection, first: str, end: str) -> list[HourTotals
 
 def recent_trajectories(connection: Connection, now: datetime, limit: int) -> list[RecentTrajectory]:
     """Return the last trajectories, newest first, of the newest hours in "windowId"."""
-    return [RecentTrajectory(*row) for row in connection.execute(_RECENT, {"newest": window_of(now), "most": limit})]
+    return connection.rows(RecentTrajectory, _RECENT, {"newest": window_of(now), "most": limit})
 
 
 def judged_state(connection: Connection, first: str, end: str) -> JudgedState:
@@ -191,8 +187,7 @@ def clock_of(connection: Connection) -> datetime:
 
 
 def read_kept_counts(connection: Connection) -> KeptCounts | None:
-    row = connection.execute(f"SELECT {listed(columns_of(KeptCounts))} FROM babylon_rl.kept_counts").fetchone()
-    return None if row is None else KeptCounts(*row)
+    return next(iter(connection.rows(KeptCounts, "babylon_rl.kept_counts")), None)
 
 
 def write_kept_counts(connection: Connection, counts: KeptCounts) -> None:

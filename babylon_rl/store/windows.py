@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.store.columns import columns_of, in_parts, listed, loaded
+from babylon_rl.store.columns import columns_of, in_parts, portions
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import Episode, HourEpisodes, Rejection, WindowReading, WindowSummary
 from babylon_rl.versions import content_version
@@ -60,15 +60,8 @@ def reading_chunks(connection: Connection, windows: Iterable[str]) -> list[list[
     ordered = sorted(set(windows))
     with connection.transaction():
         counts: dict[str, int] = dict(connection.execute(ROW_COUNTS, (ordered,)).fetchall())
-    portions: list[list[str]] = []
-    rows = 0
-    for window in ordered:
-        rows += counts.get(window, 0)
-        if not portions or len(portions[-1]) == HOURS_READ_AT_ONCE or rows > ROWS_READ_AT_ONCE:
-            portions.append([])
-            rows = counts.get(window, 0)
-        portions[-1].append(window)
-    return portions
+    by_rows = portions(ordered, lambda window: counts.get(window, 0), ROWS_READ_AT_ONCE)
+    return [part for some in by_rows for part in in_parts(some, HOURS_READ_AT_ONCE)]
 
 
 def lock_windows(connection: Connection, windows: Sequence[str]) -> None:
@@ -101,7 +94,6 @@ def replace_hours(connection: Connection, hours: Sequence[tuple[WindowSummary, W
             rejections += [hour | rejection for rejection in own_rejections]
     if changed:
         connection.upsert("babylon_rl.windows", list(changed.values()), but=_KEPT_STATE)
-        # Episodes and rejections of a changed hour are written anew.
         for table, rows in (("babylon_rl.episodes", episodes), ("babylon_rl.rejections", rejections)):
             connection.delete_hours(table, list(changed))
             connection.insert(table, rows)
@@ -121,18 +113,15 @@ def quarantined(connection: Connection, windows: Sequence[str]) -> set[str]:
     return {window for (window,) in connection.execute(_QUARANTINED, (list(windows),)).fetchall()}
 
 
-_READ_EPISODES = f"""
-    SELECT {listed(_EPISODES)} FROM babylon_rl.episodes WHERE "window" = ANY(%s) ORDER BY "window", "windowPnl" DESC, "agentId"
-"""
+_READ_EPISODES = 'babylon_rl.episodes WHERE "window" = ANY(%s) ORDER BY "window", "windowPnl" DESC, "agentId"'
 # Ordered so that the first row of every reason comes before the second of any: a page shows every kind of fault.
 _FIRST_REJECTIONS = """
-    SELECT "window", "trajectoryId", "reason", "detail" FROM (
+    (
         SELECT "window", "trajectoryId", "reason", left("detail", %(characters)s) AS "detail",
                row_number() OVER (PARTITION BY "window", "reason" ORDER BY "trajectoryId") AS of_reason
         FROM babylon_rl.rejections WHERE "window" = ANY(%(windows)s)
     ) AS numbered WHERE of_reason <= %(most)s ORDER BY "window", of_reason, "reason"
 """
-_READ_WINDOWS = f"""SELECT {listed(_WINDOWS)} FROM babylon_rl.windows WHERE "window" = ANY(%s) ORDER BY "window\""""
 _TRAJECTORIES = 'SELECT unnest("trajectoryIds") FROM babylon_rl.episodes WHERE "window" = ANY(%s)'
 REJECTIONS_PER_REASON = 5
 DETAIL_CHARACTERS = 200
@@ -140,14 +129,14 @@ DETAIL_CHARACTERS = 200
 
 def stored_summaries(connection: Connection, windows: Sequence[str]) -> list[WindowSummary]:
     """Return the summaries of those ``windows`` that hold rows, in order."""
-    return [loaded(WindowSummary, _WINDOWS, row) for row in connection.execute(_READ_WINDOWS, [list(windows)])]
+    source = 'babylon_rl.windows WHERE "window" = ANY(%s) ORDER BY "window"'
+    return connection.rows(WindowSummary, source, [list(windows)], but=("changed",))
 
 
 def stored_episodes(connection: Connection, windows: Sequence[str]) -> dict[str, list[Episode]]:
     """Return the episodes by window, highest P&L first, without their sequences. A window without episodes has an empty list."""
     episodes: dict[str, list[Episode]] = {window: [] for window in windows}
-    for row in connection.execute(_READ_EPISODES, [list(windows)]):
-        episode = loaded(Episode, _EPISODES, row)
+    for episode in connection.rows(Episode, _READ_EPISODES, [list(windows)], but=("sequences",)):
         episodes[episode.window].append(episode)
     return episodes
 
@@ -169,8 +158,7 @@ def first_rejections(connection: Connection, windows: Sequence[str]) -> dict[str
     """Return the first rejected rows by window, REJECTIONS_PER_REASON per reason, their detail cut to DETAIL_CHARACTERS."""
     rejections: dict[str, list[Rejection]] = {window: [] for window in windows}
     parameters = {"windows": list(windows), "most": REJECTIONS_PER_REASON, "characters": DETAIL_CHARACTERS}
-    for row in connection.execute(_FIRST_REJECTIONS, parameters):
-        rejection = loaded(Rejection, _REJECTIONS, row)
+    for rejection in connection.rows(Rejection, _FIRST_REJECTIONS, parameters):
         rejections[rejection.window].append(rejection)
     return rejections
 

@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.batches import LIVE_STATES, hold_batch
-from babylon_rl.store.columns import camel, columns_of, listed
+from babylon_rl.store.columns import columns_of, document_of, listed
 from babylon_rl.store.connection import Connection, own_transaction
 
 
@@ -55,7 +55,7 @@ class TrainingStep:
 
 
 def begin_step(connection: Connection, batch_id: str, step: TrainingStep) -> None:
-    begun = {camel(name): getattr(step, name) for name in ("iteration", "attempt", "backend", "step_before", "sequences", "started_at")}
+    begun = document_of(step, "iteration", "attempt", "backend", "step_before", "sequences", "started_at")
     connection.insert("babylon_rl.training_steps", [{"batchId": batch_id, "windows": step.windows, **begun}])
 
 
@@ -179,13 +179,6 @@ class RemoteJob:
         return self.state in LIVE
 
 
-# Each job with the present state of its batch.
-_JOBS = f"""
-SELECT {listed(columns_of(RemoteJob, but=("batchState",)), "j")}, b."state"
-FROM babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId")
-"""
-
-
 _POSTED = (
     "batch_id", "iteration", "attempt", "backend", "service", "model", "step_before", "posted_at", "estimated_usd", "sequences",
     "trainable_tokens",
@@ -201,7 +194,7 @@ def begin_job(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
         with own_transaction(connection):
             # Fencing and the insert commit together: an old run cannot leave a job row.
             hold_batch(connection, job.batch_id, run_attempt, job.posted_at)
-            connection.insert("babylon_rl.remote_jobs", [{camel(name): getattr(job, name) for name in _POSTED}])
+            connection.insert("babylon_rl.remote_jobs", [document_of(job, *_POSTED)])
     # A partial unique index allows one live job per model.
     except psycopg.errors.UniqueViolation:
         raise BatchConflict(f"Another job of the model {job.model} at {job.service} has not ended; {job.batch_id} waits for it.") from None
@@ -320,14 +313,13 @@ def late_jobs(connection: Connection, service: str, model: str) -> list[RemoteJo
 
 def usual_duration(connection: Connection, service: str) -> timedelta | None:
     """Return the ninth decile of the durations of jobs that were followed to a step. From the post to the end; None without any."""
-    usual: timedelta | None = connection.value(
+    return connection.value(
         """
         SELECT percentile_disc(0.9) WITHIN GROUP (ORDER BY "endedAt" - "postedAt")
         FROM babylon_rl.remote_jobs WHERE "service" = %s AND "state" = 'trained' AND "jobId" IS NOT NULL
         """,
         [service],
     )
-    return usual
 
 
 def read_jobs(connection: Connection, batch_id: str) -> list[RemoteJob]:
@@ -335,4 +327,6 @@ def read_jobs(connection: Connection, batch_id: str) -> list[RemoteJob]:
 
 
 def _jobs(connection: Connection, condition: str, *values: Any) -> list[RemoteJob]:
-    return [RemoteJob(*row) for row in connection.execute(f"{_JOBS} WHERE {condition}", values)]
+    columns = listed(columns_of(RemoteJob, but=("batchState",)), "j") + ', b."state"'
+    source = f'babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId") WHERE {condition}'
+    return [RemoteJob(*row) for row in connection.execute(f"SELECT {columns} FROM {source}", values)]
