@@ -290,7 +290,7 @@ def _write(connection: Connection, outcomes: dict[str, WindowOutcomes], now: dat
     rows = {window: outcome_rows(market) for window, market in outcomes.items()}
     held = store.read_rows(connection, list(rows))
     # Compare as the columns store it, so that rounding alone never rewrites a window.
-    differing = {window: some for window, some in rows.items() if held[window] != {store.comparable(row) for row in some}}
+    differing = {window: some for window, some in rows.items() if held[window] != set(some)}
     if differing:
         store.replace_rows(connection, differing, now)
     # Windows without rows lose their market_windows row, too.
@@ -318,7 +318,7 @@ def outcome_rows(market: WindowOutcomes) -> list[OutcomeRow]:
             end_price=_decimal(stock.end_price, PRICE),
             change_percent=_decimal(stock.change_percent, CHANGE),
             sentiment=stock.sentiment,
-            news=list(stock.news),
+            news=stock.news,
             volume=_decimal(stock.volume, VOLUME) if stock.volume is not None else None,
         )
         for stock in market.stocks
@@ -327,7 +327,7 @@ def outcome_rows(market: WindowOutcomes) -> list[OutcomeRow]:
         OutcomeRow(
             id=f"{market.window}/prediction/{prediction.market_id}",
             window=market.window,
-            news=list(prediction.news),
+            news=prediction.news,
             market_id=prediction.market_id,
             question=prediction.question,
             outcome=prediction.outcome,

@@ -4,20 +4,22 @@ market_outcomes has no unique key, so its rows are read and compared as they are
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 import msgspec
-from msgspec.structs import astuple
-from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, listed, updates
+from babylon_rl.store.columns import columns_of, updates
 from babylon_rl.store.connection import Connection
 
+_RENAMED = {
+    "window": "windowId", "ticker": "stockTicker", "start_price": "startPrice", "end_price": "endPrice", "change_percent": "changePercent",
+    "news": "newsEvents", "market_id": "predictionMarketId", "probability": "finalProbability",
+}  # fmt: skip
 
-class OutcomeRow(msgspec.Struct, frozen=True):
+
+class OutcomeRow(msgspec.Struct, frozen=True, rename=_RENAMED):
     """One row of market_outcomes without createdAt: a stock row or a prediction row."""
 
     id: str
@@ -27,7 +29,7 @@ class OutcomeRow(msgspec.Struct, frozen=True):
     end_price: Decimal | None = None
     change_percent: Decimal | None = None
     sentiment: str | None = None
-    news: list[str] | None = None
+    news: tuple[str, ...] | None = None
     market_id: str | None = None
     question: str | None = None
     outcome: str | None = None
@@ -46,56 +48,38 @@ class MarketWindowRow(msgspec.Struct, frozen=True, rename="camel"):
     outcomes: str | None  # JSON of the whole market, unrounded
 
 
-_COLUMNS = (
-    "id", "windowId", "stockTicker", "startPrice", "endPrice", "changePercent", "sentiment", "newsEvents", "predictionMarketId",
-    "question", "outcome", "finalProbability", "volume",
-)  # fmt: skip
-
-_READ = f"""SELECT {listed(_COLUMNS)} FROM public.market_outcomes WHERE "windowId" = ANY(%s)"""
 _WINDOWS = columns_of(MarketWindowRow)
 # An unchanged hour is not written, so its computedAt says since when it has been as it is.
-_UPSERT_WINDOWS = f"""
-    INSERT INTO babylon_rl.market_windows AS held ({listed(_WINDOWS)}, "computedAt")
-    SELECT {listed(_WINDOWS)}, %(now)s FROM jsonb_populate_recordset(NULL::babylon_rl.market_windows, %(windows)s)
+_IF_CHANGED = f"""
     ON CONFLICT ("window") DO UPDATE SET {updates((*_WINDOWS[1:], "computedAt"))}
     WHERE held."dataVersion" <> excluded."dataVersion" OR held."outcomes" IS NULL
 """
 
 
-def read_rows(connection: Connection, windows: Sequence[str]) -> dict[str, set[bytes]]:
-    """Return the rows of market_outcomes by window, each as comparable bytes."""
-    rows: dict[str, set[bytes]] = {window: set() for window in windows}
-    for values in connection.execute(_READ, (list(windows),)).fetchall():
-        row = OutcomeRow(*values)
-        rows[row.window].add(comparable(row))
+def read_rows(connection: Connection, windows: Sequence[str]) -> dict[str, set[OutcomeRow]]:
+    rows: dict[str, set[OutcomeRow]] = {window: set() for window in windows}
+    for row in connection.rows(OutcomeRow, 'public.market_outcomes WHERE "windowId" = ANY(%s)', [list(windows)]):
+        rows[row.window].add(row)
     return rows
-
-
-def comparable(row: OutcomeRow) -> bytes:
-    """Encode a row as bytes: equal rows give equal bytes."""
-    return msgspec.json.encode(row)
 
 
 def replace_rows(connection: Connection, rows: Mapping[str, Sequence[OutcomeRow]], now: datetime) -> None:
     """Replace the rows of market_outcomes for the windows in ``rows``. Runs in the caller's transaction."""
     connection.execute("""DELETE FROM public.market_outcomes WHERE "windowId" = ANY(%s)""", (list(rows),))
-    # Lists are JSON columns.
-    values = ([Jsonb(value) if isinstance(value, list) else value for value in astuple(row)] for own in rows.values() for row in own)
-    connection.copy_rows("public.market_outcomes", (*_COLUMNS, "createdAt"), ([*row, now] for row in values))
+    new = [{**msgspec.to_builtins(row), "createdAt": now} for own in rows.values() for row in own]
+    connection.insert("public.market_outcomes", new)
 
 
 def replace_windows(connection: Connection, windows: Sequence[MarketWindowRow], empty: Sequence[str], now: datetime) -> None:
     """Update babylon_rl.market_windows; ``empty`` windows are deleted. Unchanged rows are not touched."""
     connection.delete_hours("babylon_rl.market_windows", empty)
-    connection.execute(_UPSERT_WINDOWS, {"windows": Jsonb([msgspec.to_builtins(row) for row in windows]), "now": now})
-
-
-_READ_WINDOWS = f"""SELECT {listed(_WINDOWS)} FROM babylon_rl.market_windows WHERE "window" = ANY(%s)"""
+    connection.insert("babylon_rl.market_windows", [{**msgspec.to_builtins(row), "computedAt": now} for row in windows], _IF_CHANGED)
 
 
 def read_market_windows(connection: Connection, windows: Sequence[str]) -> dict[str, MarketWindowRow]:
     """Return the rows of babylon_rl.market_windows; windows without outcomes are absent."""
-    return {row[0]: MarketWindowRow(*row) for row in connection.execute(_READ_WINDOWS, [list(windows)])}
+    found = connection.rows(MarketWindowRow, 'babylon_rl.market_windows WHERE "window" = ANY(%s)', [list(windows)])
+    return {row.window: row for row in found}
 
 
 # A ticker that two organizations share was stored with a suffix ~2.
@@ -107,8 +91,7 @@ _FLAGS = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class MarketFlags:
+class MarketFlags(msgspec.Struct, frozen=True):
     """Flags on the subjects (tickers, market ids) of an hour's market, and tickers made distinct by ``~2``."""
 
     window: str
