@@ -9,7 +9,7 @@ from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOu
 from babylon_rl.reporting.numbers import shortened
 from babylon_rl.reporting.plots import Paths, Picture, bar_plot, path_plot
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.market import Path, price_paths, probability_paths
+from babylon_rl.store.market import PRICES, PROBABILITIES, Path, paths
 
 NOTHING = "nothing recorded"
 MOST_PERCENT = 999.99  # the most that changePercent holds
@@ -40,8 +40,8 @@ def market_outcomes(connection: Connection, windows: list[str], babylon: Babylon
     # A judge is shown the market too: scores that were given for another one are marked here, before anything asks for them.
     note_changes(connection, windows, babylon.settings)
     drawn = [outcomes[window] for window in windows if window in pictures and window in outcomes]
-    prices = price_paths(connection, [(market.window, stock.organization_id) for market in drawn for stock in market.stocks])
-    odds = probability_paths(connection, [(market.window, asked.market_id) for market in drawn for asked in market.predictions])
+    prices = paths(connection, PRICES, [(market.window, stock.organization_id) for market in drawn for stock in market.stocks])
+    odds = paths(connection, PROBABILITIES, [(market.window, asked.market_id) for market in drawn for asked in market.predictions])
     shown = {market.window: _pictures(market, prices, odds) for market in drawn}
     return {window: _report(outcomes.get(window), shown.get(window, [])) for window in windows}
 

@@ -261,7 +261,8 @@ def _recorded_hour(connection: Connection, window: str, tick_seconds: int) -> Sc
             f"`babylon-rl outcomes {window}` shows what it holds; give --start with an hour that has some."
         )
     market_id, number, text, answer = traded
-    minutes = recorded_market.minute_probabilities(connection, market_id, start, _HOUR.minutes)
+    odds = recorded_market.by_minute(connection, recorded_market.PROBABILITIES, market_id, start, _HOUR.minutes)
+    minutes = [0.5 if probability is None else probability for probability in odds]
     crowd = tuple(min(1 - _EXTREME, max(_EXTREME, probability)) for probability in _at_ticks(minutes, tick_seconds))
     # Resolved after the last tick, so that its answer is not known within the hour.
     question = Question(f"Q{number}", number, text, answer, crowd, 0, _HOUR.ticks + 1)
@@ -278,7 +279,7 @@ def _at_ticks(minutes: Sequence[float], tick_seconds: int) -> list[float]:
 
 
 def _stock(connection: Connection, organization_id: str, name: str, window: str, tick_seconds: int) -> Asset | None:
-    prices = recorded_market.minute_prices(connection, organization_id, window_start(window), _HOUR.minutes)
+    prices = recorded_market.by_minute(connection, recorded_market.PRICES, organization_id, window_start(window), _HOUR.minutes)
     valid = [price for price in prices if price is not None and 0 < price < math.inf]
     if not valid:
         return None

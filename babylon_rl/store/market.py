@@ -4,8 +4,7 @@ One query per kind serves any number of hours; each price is found by its index.
 finite numbers count as absent.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -173,8 +172,8 @@ def _rows(connection: Connection, statement: str, windows: Sequence[str]) -> lis
 Path = list[tuple[float, float]]
 
 # The table of each series, with its columns of the key, the time and the value.
-_PRICES = {"table": '"StockPrice"', "key": '"organizationId"', "time": '"timestamp"', "value": "price"}
-_PROBABILITIES = {"table": '"PredictionPriceHistory"', "key": '"marketId"', "time": '"createdAt"', "value": '"yesPrice"'}
+PRICES = {"table": '"StockPrice"', "key": '"organizationId"', "time": '"timestamp"', "value": "price"}
+PROBABILITIES = {"table": '"PredictionPriceHistory"', "key": '"marketId"', "time": '"createdAt"', "value": '"yesPrice"'}
 
 # One index range per series; the last of each minute counts, equal timestamps are ordered by id.
 _PATHS = f"""
@@ -188,28 +187,19 @@ _PATHS = f"""
     ) moved
     ORDER BY 1, 2, 3
 """
-PRICE_PATHS, PROBABILITY_PATHS = _PATHS.format(**_PRICES), _PATHS.format(**_PROBABILITIES)
 
 
-def price_paths(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
-    """Return price paths of (window, organization id) pairs: (minutes since the start, dollars), at most 60 points."""
-    return _paths(connection, PRICE_PATHS, keys)
+def paths(connection: Connection, series: Mapping[str, str], pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Path]:
+    """Return paths of (window, organization or market id) pairs in PRICES (dollars) or PROBABILITIES (of YES, 0..1).
 
-
-def probability_paths(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
-    """Return YES price paths of (window, market id) pairs: (minutes since the start, 0..1), at most 60 points."""
-    return _paths(connection, PROBABILITY_PATHS, keys)
-
-
-def _paths(connection: Connection, statement: str, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
-    # An empty path also for pairs without a row.
-    pairs = list(keys)
+    Each has at most 60 points (minutes since the start, value); without a row it is empty.
+    """
     parameters = {"starts": [window_start(window) for window, _ in pairs], "ids": [name for _, name in pairs]}
-    paths: defaultdict[tuple[str, str], Path] = defaultdict(list)
-    for start, name, minute, value in connection.execute(statement, parameters):
+    found: dict[tuple[str, str], Path] = {pair: [] for pair in pairs}
+    for start, name, minute, value in connection.execute(_PATHS.format(**series), parameters):
         # A minute's last value stands at the minute's end.
-        paths[window_of(start), name].append((minute + 1.0, float(value)))
-    return {pair: paths[pair] for pair in pairs}
+        found[window_of(start), name].append((minute + 1.0, float(value)))
+    return found
 
 
 def busiest_stocks(connection: Connection, start: datetime, end: datetime, count: int) -> list[tuple[str, str]]:
@@ -239,16 +229,10 @@ _MINUTES = """
 """
 
 
-def minute_prices(connection: Connection, organization_id: str, start: datetime, minutes: int) -> list[float | None]:
-    """Return the last price at or before each of ``minutes`` + 1 minutes, or None."""
-    rows = connection.execute(_MINUTES.format(**_PRICES), {"id": organization_id, "start": start, "minutes": minutes})
-    return [None if price is None else float(price) for (price,) in rows]
-
-
-def minute_probabilities(connection: Connection, market_id: str, start: datetime, minutes: int) -> list[float]:
-    """Return the YES price at each of ``minutes`` + 1 minutes; 0.5 before the first."""
-    rows = connection.execute(_MINUTES.format(**_PROBABILITIES), {"id": market_id, "start": start, "minutes": minutes})
-    return [0.5 if price is None else float(price) for (price,) in rows]
+def by_minute(connection: Connection, series: Mapping[str, str], key: str, start: datetime, minutes: int) -> list[float | None]:
+    """Return the last value in a series (see ``paths``) at or before each of ``minutes`` + 1 minutes, or None."""
+    rows = connection.execute(_MINUTES.format(**series), {"id": key, "start": start, "minutes": minutes})
+    return [None if value is None else float(value) for (value,) in rows]
 
 
 def busiest_question(connection: Connection, start: datetime, end: datetime) -> tuple[str, int, str, bool] | None:
