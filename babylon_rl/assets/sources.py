@@ -16,7 +16,8 @@ from babylon_rl.assets.partitions import DATA_VERSION_TAG, END_OF_HOURS, catalog
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.store.columns import in_parts
 from babylon_rl.store.dagster_rows import forget_versions, lock_reports, note_versions, told_versions
-from babylon_rl.store.observation import NOTHING, market_versions, observed_watermark, recent_hours, trajectory_versions
+from babylon_rl.store.observation import NOTHING, TABLES, market_versions, recent_hours, trajectory_versions
+from babylon_rl.store.observation import watermark as watermark_of
 from babylon_rl.versions import change_in_words
 from babylon_rl.windows import next_window, window_of
 
@@ -73,7 +74,7 @@ def observe(instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, water
     if end <= first:
         return Observed(storage)
     with babylon.database.connect(autocommit=True) as connection, connection.transaction():
-        written = observed_watermark(connection, first, end)
+        written = watermark_of(connection, TABLES, first, end)
         if watermark is not None and watermark == written:
             return Observed(storage, watermark=written)
         since = [first, first] if full else [max(first, recent) for recent in recent_hours(connection, end)]

@@ -1,7 +1,7 @@
 """Optional indexes on the game's tables, built without blocking its writers (`migrate --indexes`).
 
 Each is made by CREATE INDEX CONCURRENTLY, one after the other: what is finished stays when the command is stopped, and an index that a
-crash left invalid is dropped and built again. Statements that need one ask ``has_index`` first; the others leave the choice to the planner.
+crash left invalid is dropped and built again. Statements that need one ask for its state first; the others leave the choice to the planner.
 """
 
 from dataclasses import dataclass
@@ -64,10 +64,6 @@ class BuiltIndex:
 def index_state(connection: Connection, index: OptionalIndex) -> IndexState:
     valid = connection.value("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('public.' || %s)", [index.name])
     return "absent" if valid is None else "valid" if valid else "invalid"
-
-
-def has_index(connection: Connection, index: OptionalIndex) -> bool:
-    return index_state(connection, index) == "valid"
 
 
 def build_indexes(database: Database, *, check_only: bool = False) -> list[BuiltIndex]:

@@ -52,7 +52,6 @@ NOTHING = "nothing recorded"
 MARKET_TABLES = tuple(
     f'public."{name}"' for name in ("StockPrice", "PredictionPriceHistory", "WorldEvent", "Organization", "Question", "Market")
 )
-KINDS = ("prices", "probabilities", "events", "start_prices", "open_questions")
 
 # Each query gives (hour, rows, sum of row hashes). The hash of a record is linear in its columns, so two rows that swap a value would give
 # the same sum: the second hash prevents that, here and in TRAJECTORIES. Seed 1, because with seed 0 NULL and the number 0 would hash alike.
@@ -131,20 +130,21 @@ NEWEST_MARKET_ROW = """
     ) newest
 """
 
+# The first three kinds tell which hours hold anything; the last two are read for these hours only.
+KINDS = {
+    "prices": PRICE_VERSIONS, "probabilities": PROBABILITY_VERSIONS, "events": EVENT_VERSIONS, "start_prices": START_PRICES,
+    "open_questions": OPEN_QUESTIONS,
+}  # fmt: skip
+
 
 def market_versions(connection: Connection, first: str, end: str) -> dict[str, str]:
     """Return the data versions of hours with market data from ``first`` (inclusive) to ``end`` (exclusive), by window."""
-    bounds: dict[str, Any] = {"start": window_start(first), "stop": window_start(end)}
+    bounds = {"start": window_start(first), "stop": window_start(end)}
     hours: dict[datetime, dict[str, tuple[int, int]]] = {}
-    # The first three kinds tell which hours hold anything; the last two are read for these hours only.
-    for kind, statement in zip(KINDS[:3], (PRICE_VERSIONS, PROBABILITY_VERSIONS, EVENT_VERSIONS), strict=True):
-        for hour, rows, content in connection.execute(statement, bounds):
+    for kind, statement in KINDS.items():
+        for hour, rows, content in connection.execute(statement, bounds | {"starts": sorted(hours)}):
             hours.setdefault(hour, {})[kind] = rows, int(content)
-    bounds["starts"] = sorted(hours)
-    for kind, statement in zip(KINDS[3:], (START_PRICES, OPEN_QUESTIONS), strict=True):
-        for hour, rows, content in connection.execute(statement, bounds):
-            hours[hour][kind] = rows, int(content)
-    return {window_of(hour): counted_version(**{kind: hours[hour].get(kind, (0, 0)) for kind in KINDS}) for hour in bounds["starts"]}
+    return {window_of(hour): counted_version(**{kind: hours[hour].get(kind, (0, 0)) for kind in KINDS}) for hour in sorted(hours)}
 
 
 # Length of the range that is observed at every tick.
@@ -197,11 +197,6 @@ def trajectory_versions(connection: Connection, first: str, end: str) -> dict[st
             before = hours.get(window, (newest, [0, 0, 0, 0]))
             hours[window] = max(before[0], newest), [a + int(b) for a, b in zip(before[1], (rows, *sums), strict=True)]
     return {window: _version(*hours[window]) for window in sorted(hours)}
-
-
-def observed_watermark(connection: Connection, first: str, end: str) -> str | None:
-    """Return the watermark of the versions from ``first`` to ``end`` (see ``watermark``)."""
-    return watermark(connection, TABLES, first, end)
 
 
 def _version(newest: datetime, sums: list[int]) -> str:

@@ -16,7 +16,7 @@ from psycopg.abc import Params
 
 from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.indexes import UNNAMED, WITHOUT_HOUR, has_index
+from babylon_rl.store.indexes import UNNAMED, WITHOUT_HOUR, index_state
 from babylon_rl.windows import is_window_id, window_end, window_of, window_start
 
 # Provider accesses in the metadata of a logged call; Python and Postgres read it alike.
@@ -93,7 +93,6 @@ CALL_LOGS = f"""COPY (
     FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%(ids)s) ORDER BY "trajectoryId"
 ) TO STDOUT (FORMAT BINARY)"""
 
-# Rows with a canonical id by range of the id, the others agent by agent.
 WINDOWS_WITH_ROWS = """
     SELECT "windowId", to_char("startTime", 'YYYY-MM-DD"T"HH24:00') FROM public.trajectories
     WHERE "windowId" >= %(first)s AND "windowId" < %(end)s GROUP BY 1, 2
@@ -101,7 +100,6 @@ WINDOWS_WITH_ROWS = """
     SELECT * FROM {unnamed} odd
 """
 
-# Start times before year 1 or after 9999: no hour has a name there.
 OF_NO_HOUR = """
     SELECT odd.* FROM public."User" agent CROSS JOIN LATERAL (
         SELECT "trajectoryId", "windowId" FROM public.trajectories WHERE "agentId" = agent.id AND "startTime" < timestamp '0001-01-01'
@@ -128,7 +126,7 @@ def with_unnamed(connection: Connection, statement: str, columns: str, condition
 
     By the optional index if it is there, else agent by agent: OFFSET 0 keeps the planner on one index range per agent.
     """
-    if has_index(connection, UNNAMED):
+    if index_state(connection, UNNAMED) == "valid":
         found = f"(SELECT {columns} FROM public.trajectories WHERE {WITHOUT_HOUR} AND {condition} {suffix})"
     else:
         found = f"""(
@@ -148,7 +146,6 @@ def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[
     """Stream the rows of ``windows`` (sorted ids, gaps allowed), in no particular order, one in memory at a time."""
     if not windows:
         return
-    # First the rows with a canonical id, then the others by their start time.
     chosen = frozenset(windows)
     yield from _copy(connection, TrajectoryRow, BY_WINDOW_ID, {"windows": list(windows)})
     bounds = {"start": window_start(min(windows)), "stop": window_end(max(windows))}
@@ -160,14 +157,12 @@ def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[
 
 def trajectories_by_id(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[TrajectoryRow]:
     """Stream the rows of the given trajectories, in no particular order."""
-    if trajectory_ids:
-        yield from _copy(connection, TrajectoryRow, BY_ID, {"ids": list(trajectory_ids)})
+    return _copy(connection, TrajectoryRow, BY_ID, {"ids": list(trajectory_ids)})
 
 
 def call_log_rows(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[CallLogRow]:
     """Stream the log rows of the given trajectories, grouped by trajectory."""
-    if trajectory_ids:
-        yield from _copy(connection, CallLogRow, CALL_LOGS, {"ids": list(trajectory_ids)})
+    return _copy(connection, CallLogRow, CALL_LOGS, {"ids": list(trajectory_ids)})
 
 
 def windows_with_rows(connection: Connection, first: str, end: str) -> list[str]:
