@@ -142,7 +142,7 @@ def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: T
     for trajectory in stream_trajectories(connection, windows, settings, label):
         looked_at[trajectory.window] += len(trajectory.sequences)
         leaks[trajectory.window].extend(_stored_leaks(trajectory, secrets[trajectory.window]))
-    return [StoredHour.of(window, looked_at[window], actions[window], leaks[window]) for window in markets]
+    return [StoredHour(window, looked_at[window], actions[window], leaks[window]) for window in markets]
 
 
 def _actions(row: TrajectoryRow, steps: Sequence[Step], targets: Targets, market: HourMarket) -> Iterator[StoredAction]:

@@ -5,7 +5,6 @@ Hindsight is knowledge that exists only after an hour. Hours are written whole, 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
@@ -47,36 +46,27 @@ class StoredLeak(msgspec.Struct, frozen=True, gc=False):
     detail: str
 
 
-class StoredHour(msgspec.Struct, frozen=True, kw_only=True):
-    """Actions and leaks of one hour. ``sequences`` counts the sequences examined; ``data_version`` is a hash of the content."""
+class StoredHour(msgspec.Struct, frozen=True):
+    """Actions and leaks of one hour, in any order. ``sequences`` counts the sequences examined."""
 
     window: str
     sequences: int
     actions: list[StoredAction]
     leaks: list[StoredLeak]
-    data_version: str
-
-    @classmethod
-    def of(cls, window: str, sequences: int, actions: list[StoredAction], leaks: list[StoredLeak]) -> "StoredHour":
-        """Build an hour, independent of the order of its actions and leaks."""
-        actions = sorted(actions, key=lambda row: (row.trajectory_id, row.step))
-        leaks = sorted(leaks, key=lambda row: (row.trajectory_id, row.sequence, row.kind))
-        # Sorted first, so that equal content gives an equal version.
-        version = _version(window, sequences, actions, leaks)
-        return cls(window=window, sequences=sequences, actions=actions, leaks=leaks, data_version=version)
 
     @property
     def counts(self) -> "HourHindsight":
-        """Numbers of the hour."""
-        known = [row.correct for row in self.actions if row.correct is not None]
-        leaked = {(leak.trajectory_id, leak.sequence) for leak in self.leaks}
-        return HourHindsight(
-            self.window, len(self.actions), len(known), sum(known), self.sequences, len(leaked), self.data_version
-        )  # fmt: skip
+        # Sorted, so that equal content gives an equal version.
+        actions = sorted(self.actions, key=lambda row: (row.trajectory_id, row.step))
+        leaks = sorted(self.leaks, key=lambda row: (row.trajectory_id, row.sequence, row.kind))
+        version = _version(self.window, self.sequences, actions, leaks)
+        known = [row.correct for row in actions if row.correct is not None]
+        leaked = {(leak.trajectory_id, leak.sequence) for leak in leaks}
+        return HourHindsight(self.window, len(actions), len(known), sum(known), self.sequences, len(leaked), version)
 
 
 class HourHindsight(msgspec.Struct, frozen=True, rename="camel"):
-    """Counts of one hour: a row of babylon_rl.hindsight.
+    """Counts of one hour: a row of babylon_rl.hindsight. ``data_version`` is a hash of the content.
 
     Of ``actions`` with a target, ``known`` have a known outcome, and ``right`` were right; ``leaked`` of the ``sequences`` leak.
     ``changed``, which is not stored, says whether the call that returned them wrote them.
@@ -106,8 +96,7 @@ def _version(window: str, sequences: int, *rows: list[StoredAction] | list[Store
     return content.hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
-class AgentCorrectness:
+class AgentCorrectness(msgspec.Struct, frozen=True):
     """Count of an agent's right actions in an hour. ``known`` counts the actions with a known result."""
 
     agent_id: str
@@ -154,9 +143,9 @@ def questions(connection: Connection) -> list[tuple[str, int | None, str, bool |
 
 def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) -> list[HourHindsight]:
     """Write ``hours`` where their content changed, and return their counts. The caller holds the hours' locks."""
-    stored_versions = connection.of_hours("babylon_rl.hindsight", "dataVersion", [hour.window for hour in hours])
-    # An equal data version means equal content: nothing is written.
-    changed = [hour for hour in hours if stored_versions.get(hour.window) != hour.data_version]
+    counts = {hour.window: hour.counts for hour in hours}
+    stored_versions = connection.of_hours("babylon_rl.hindsight", "dataVersion", list(counts))
+    changed = [hour for hour in hours if stored_versions.get(hour.window) != counts[hour.window].data_version]
     windows = [hour.window for hour in changed]
     # Rows have no versions of their own, so a changed hour is written anew as a whole.
     connection.delete_hours("babylon_rl.action_outcomes", windows)
@@ -164,9 +153,9 @@ def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) 
     astuple = structs.astuple
     connection.copy_rows("babylon_rl.action_outcomes", _ACTIONS, (astuple(row) for hour in changed for row in hour.actions))
     connection.copy_rows("babylon_rl.leaks", _LEAKS, (astuple(row) for hour in changed for row in hour.leaks))
-    rows = [dict(zip(_COUNTS, astuple(hour.counts), strict=False)) | {"computedAt": now} for hour in changed]
+    rows = [dict(zip(_COUNTS, astuple(counts[window]), strict=False)) | {"computedAt": now} for window in windows]
     connection.upsert("babylon_rl.hindsight", rows)
-    return [structs.replace(hour.counts, changed=hour.window in windows) for hour in hours]
+    return [structs.replace(hour, changed=hour.window in windows) for hour in counts.values()]
 
 
 def agent_correctness(connection: Connection, windows: Sequence[str]) -> dict[str, list[AgentCorrectness]]:

@@ -272,7 +272,7 @@ def test_the_hash_of_a_full_hour_is_made_row_by_row() -> None:
     leaks = [StoredLeak(window=WINDOW, trajectory_id="t", sequence=1, kind="k", call_id="c", detail="d")]
     for some in ([], actions[:1], actions):
         tracemalloc.start()
-        version = StoredHour.of(WINDOW, 5, some, leaks).data_version
+        version = StoredHour(WINDOW, 5, some, leaks).counts.data_version
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         document = msgspec.json.encode([WINDOW, 5, some, leaks])
