@@ -72,18 +72,12 @@ def held_trajectories(connection: Connection, windows: Sequence[str], batch_id: 
     return {row[0] for row in connection.execute(_HELD, (list(windows), batch_id))}
 
 
-def read_answer_groups(connection: Connection, windows: Sequence[str]) -> dict[str, list[AnswerGroup]]:
-    """Return the stored groups by window; windows without a group are absent."""
-    found: dict[str, list[AnswerGroup]] = {}
-    for window, trajectory, call, version, answers in connection.execute(_GROUPS, (list(windows),)):
-        found.setdefault(window, []).append(AnswerGroup(trajectory, call, version, _ANSWERS.decode(answers)))
-    return found
-
-
 def read_replayed(connection: Connection, windows: Sequence[str]) -> dict[str, ReplayedHour]:
-    groups = read_answer_groups(connection, windows)
+    groups: dict[str, list[AnswerGroup]] = {window: [] for window in windows}
+    for window, trajectory, call, version, answers in connection.execute(_GROUPS, (list(windows),)):
+        groups[window].append(AnswerGroup(trajectory, call, version, _ANSWERS.decode(answers)))
     return {
-        window: ReplayedHour(window=window, groups=tuple(groups.get(window, ())), reason=reason, sources_version=sources)
+        window: ReplayedHour(window=window, groups=tuple(groups[window]), reason=reason, sources_version=sources)
         for window, reason, sources in connection.execute(_HOURS, (list(windows),))
     }
 

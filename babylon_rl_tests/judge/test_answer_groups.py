@@ -13,7 +13,7 @@ from babylon_rl.market import replay
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
-from babylon_rl.store.answer_groups import ReplayedHour, read_answer_groups
+from babylon_rl.store.answer_groups import ReplayedHour, read_replayed
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl_tests.market.stand_in import by_seed, stand_in
@@ -71,7 +71,7 @@ def test_an_hour_that_has_not_changed_is_not_replayed_again(played: Connection, 
     again = sync_answer_groups(played, HOURS, settings, LATER)
     assert [hour.changed for hour in first.values()] == [True, True] and [hour.changed for hour in again.values()] == [False, False]
     assert {w: hour.data_version for w, hour in again.items()} == {w: hour.data_version for w, hour in first.items()}
-    assert read_answer_groups(played, HOURS) == {window: list(hour.groups) for window, hour in again.items()}
+    assert {w: hour.groups for w, hour in read_replayed(played, HOURS).items()} == {w: hour.groups for w, hour in again.items()}
 
 
 def test_no_answer_counts_as_played(played: Connection, settings: Settings) -> None:
