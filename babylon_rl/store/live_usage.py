@@ -48,10 +48,6 @@ FROM counted c LEFT JOIN before b ON b."version" = c.version AND b."window" = c.
 _FIRST_VERSION = """
 SELECT least(greatest(min("createdAt"), timestamp '1970-01-01'), %s) FROM public.trained_models HAVING count(*) > 0
 """
-_ADD_CALLS = """
-UPDATE public.trained_models m SET "totalInferences" = m."totalInferences" + %s
-FROM babylon_rl.model_lineage l WHERE m.version = %s AND l."version" = m.version AND l."batchId" = m."trainingBatch"
-"""
 _AGENTS = """
 SELECT version, array_agg(DISTINCT agent ORDER BY agent) FROM (
     SELECT "version" AS version, "agentId" AS agent FROM babylon_rl.gateway_calls
@@ -63,10 +59,14 @@ _LAST_CALLS = """
 SELECT DISTINCT ON ("agentId") "agentId", "version", "fallback", "at" FROM babylon_rl.gateway_calls
 WHERE "at" >= %s AND "agentId" IS NOT NULL AND "status" = 200 ORDER BY "agentId", "at" DESC
 """
-_SET_AGENTS = """
-UPDATE public.trained_models m SET "agentsUsing" = used.agents
-FROM (SELECT l."version", l."batchId", COALESCE((%s::jsonb ->> l."version")::int, 0) AS agents FROM babylon_rl.model_lineage l) used
-WHERE m.version = used."version" AND m."trainingBatch" = used."batchId" AND m."agentsUsing" <> used.agents
+_SET_USAGE = """
+UPDATE public.trained_models m SET "agentsUsing" = used.agents, "totalInferences" = m."totalInferences" + used.calls
+FROM (
+    SELECT l."version", l."batchId", COALESCE((%s::jsonb ->> l."version")::int, 0) AS agents,
+        COALESCE((%s::jsonb ->> l."version")::int, 0) AS calls
+    FROM babylon_rl.model_lineage l
+) used
+WHERE m.version = used."version" AND m."trainingBatch" = used."batchId" AND (m."agentsUsing", 0) <> (used.agents, used.calls)
 """
 _CALLS = """
 SELECT "chosenVersion", count(*)::int, count(*) FILTER (WHERE "fallback" IS NOT NULL OR "status" >= 500)::int,
@@ -150,9 +150,7 @@ def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
     agents = {version: len(ids) for version, ids in agents_by_version(connection, now - timedelta(days=1), now).items()}
     # All rows at once and in order, as the gateways' writers update the same rows (_INSERT_CALLS).
     lock_models(connection)
-    for version, calls in new.items():
-        connection.execute(_ADD_CALLS, [calls, version])
-    connection.execute(_SET_AGENTS, [Jsonb(agents)])
+    connection.execute(_SET_USAGE, [Jsonb(agents), Jsonb(new)])
     return new
 
 
