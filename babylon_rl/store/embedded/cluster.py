@@ -149,9 +149,11 @@ class Cluster:
         Raises EmbeddedServerError: the server does not come up; the message ends with the last lines of its log.
         """
         self._check()
+        # Postgres refuses to start if another program or a zombie now has the pid of a dead server.
+        if self.running_port() is None:
+            (self.directory / "postmaster.pid").unlink(missing_ok=True)
         if not self.has_password:
             self._renew_password()
-        self._forget_dead_postmaster()
         for _ in range(_PORT_ATTEMPTS):
             port = self._free_port()
             # The reason of a failure is looked for in this file, so it must hold this start alone.
@@ -242,7 +244,6 @@ class Cluster:
     def _renew_password(self) -> None:
         """Set a new superuser password through a single-user server. Nothing else can do it without the old password."""
         password = secrets.token_hex(16)
-        self._forget_dead_postmaster()
         result = self._run(
             "postgres", "--single", "-D", str(self.directory), "postgres", stdin=f"ALTER USER {USER} PASSWORD '{password}'\n"
         )
@@ -284,11 +285,6 @@ class Cluster:
         if not command or Path(command[0]).name != "postgres":
             return False
         return self.directory in (Path(argument).resolve() for argument in command[1:])
-
-    def _forget_dead_postmaster(self) -> None:
-        """Remove the pid file of a dead server. Postgres refuses to start if another program or a zombie now has that pid."""
-        if self.running_port() is None:
-            (self.directory / "postmaster.pid").unlink(missing_ok=True)
 
     def _free_port(self) -> int:
         last = _lines(self.port_file)
