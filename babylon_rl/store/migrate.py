@@ -106,11 +106,9 @@ def _migrate(connection: Connection, files: list[Migration], now: datetime | Non
         names = _apply_all(connection, files, now)
         after = read_tables(connection, "public")
     # Only the contract's migration creates or adopts tables of the game.
-    created: list[str] = []
-    adopted: list[str] = []
-    if CONTRACT in names:
-        created = [f'public."{name}"' for name in expected if name not in before]
-        adopted = [f'public."{name}"' for name in expected if name in before]
+    contract = expected if CONTRACT in names else {}
+    created = [f'public."{name}"' for name in contract if name not in before]
+    adopted = [f'public."{name}"' for name in contract if name in before]
     return MigrationReport(tuple(names[:1] + created + names[1:]), tuple(adopted), tuple(differences(expected, after)))
 
 
@@ -178,7 +176,6 @@ def _recorded(connection: Connection) -> dict[str, str]:
 
 def _pending(files: list[Migration], recorded: dict[str, str]) -> list[Migration]:
     """Return the migrations that are not recorded yet. Raises SchemaMismatch: the records are not a beginning of ``files``."""
-    # Every recorded migration must exist and be unchanged.
     by_name = {migration.name: migration for migration in files}
     for name, checksum in recorded.items():
         if name not in by_name:
@@ -220,8 +217,6 @@ def _check_tables(
             "Restore them from a backup; their definitions are in migrations/."
         )
 
-
-# The schema that the contract expects, and differences of the actual one.
 
 # Tables into which this pipeline or its recorder inserts rows.
 WRITTEN_TABLES = frozenset(
