@@ -22,7 +22,7 @@ _JUDGES = """
     SELECT "judge", count(*) FROM babylon_rl.group_scores WHERE "window" >= %s AND "window" < %s GROUP BY 1 ORDER BY 2 DESC, 1
 """
 _HEADS = """
-    SELECT "window", "groupSize", "stale" FROM babylon_rl.group_scores
+    SELECT "window", "groupSize", "stale", COALESCE(("judgement" ->> 'requests')::int, 0) FROM babylon_rl.group_scores
     WHERE "judge" = %s AND "window" >= %s AND "window" < %s ORDER BY 1
 """
 _WITHOUT = """
@@ -45,36 +45,31 @@ _ANSWERS = f"""
 """
 # NULL tokens and prices are counted separately, so that a sum is never mistaken for a total.
 _COSTS = """
-    SELECT "judge", count(*), count(*) FILTER (WHERE cardinality("faults") > 0), sum("tries" - 1),
+    SELECT {by}, count(DISTINCT "window"), count(*), count(*) FILTER (WHERE cardinality("faults") > 0), sum("tries" - 1),
         COALESCE(sum("promptTokens"), 0), COALESCE(sum("completionTokens"), 0),
         count(*) FILTER (WHERE "promptTokens" IS NULL OR "completionTokens" IS NULL), COALESCE(sum("usd"), 0),
         count(*) FILTER (WHERE "usd" IS NULL), percentile_cont(0.5) WITHIN GROUP (ORDER BY "latencySeconds"),
         percentile_cont(0.95) WITHIN GROUP (ORDER BY "latencySeconds")
     FROM babylon_rl.judge_requests WHERE "window" >= %s AND "window" < %s GROUP BY 1 ORDER BY 1
 """
-_IN_USE = """
-    SELECT COALESCE(sum(("judgement" ->> 'requests')::int), 0) FROM babylon_rl.group_scores
-    WHERE "judge" = %s AND "window" >= %s AND "window" < %s
-"""
-# A day is the date part of the window id.
-_DAYS = """
-    SELECT left("window", 10), count(*), count(DISTINCT "window"), COALESCE(sum("promptTokens"), 0), COALESCE(sum("completionTokens"), 0),
-        COALESCE(sum("usd"), 0), count(*) FILTER (WHERE "usd" IS NULL)
-    FROM babylon_rl.judge_requests WHERE "window" >= %s AND "window" < %s GROUP BY 1 ORDER BY 1
-"""
+BY_JUDGE, BY_DAY = '"judge"', 'left("window", 10)'  # a window id begins with its date
 
 
 class JudgedHour(NamedTuple):
+    """An hour with scores. ``answers`` are those behind them, which a second run would find in the cache."""
+
     window: str
     group_size: int
     stale: bool
+    answers: int
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeCost:
-    """Cost of one judge over some hours, retired answers included. Tokens and ``usd`` are sums of the known values."""
+    """Cost of one judge or of one UTC day's hours, retired answers included. Tokens and ``usd`` are sums of the known values."""
 
-    judge: str
+    of: str
+    hours: int
     answers: int
     unusable: int
     retries: int
@@ -85,19 +80,6 @@ class JudgeCost:
     without_usd: int
     latency_s: float
     slow_latency_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeCostDay:
-    """Cost of the hours of one UTC day (YYYY-MM-DD), over all judges."""
-
-    day: str
-    answers: int
-    hours: int
-    prompt_tokens: int
-    completion_tokens: int
-    usd: float
-    without_usd: int
 
 
 def newest_judged(connection: Connection) -> str | None:
@@ -137,18 +119,9 @@ def answered_scores(connection: Connection, judge: str, windows: Sequence[str]) 
     return answers
 
 
-def paid(connection: Connection, first: str, end: str) -> list[JudgeCost]:
-    return [JudgeCost(*row) for row in connection.execute(_COSTS, (first, end))]
-
-
-def answers_in_use(connection: Connection, judge: str, first: str, end: str) -> int:
-    """Count the answers behind the scores of a range, which a second run would find in the cache."""
-    return int(connection.value(_IN_USE, (judge, first, end)) or 0)
-
-
-def paid_days(connection: Connection, first: str, end: str) -> list[JudgeCostDay]:
-    """Return the cost of a range by day; days without requests are absent."""
-    return [JudgeCostDay(*row) for row in connection.execute(_DAYS, (first, end))]
+def paid(connection: Connection, by: str, first: str, end: str) -> list[JudgeCost]:
+    """Return the cost of a range BY_JUDGE or BY_DAY (YYYY-MM-DD); those without requests are absent."""
+    return [JudgeCost(*row) for row in connection.execute(_COSTS.format(by=by), (first, end))]
 
 
 _FACTS = """

@@ -204,7 +204,7 @@ def test_groups_without_scores_are_counted_beside_those_with(connection: Connect
     assert (found.groups, found.quarantined, found.pending) == (2, 1, 1)
     assert found.quarantined_share == pytest.approx(1 / 3)
     (cost,) = found.paid
-    assert cost.judge == MODEL and 0 < cost.unusable < cost.answers == 4 + cost.unusable
+    assert cost.of == MODEL and 0 < cost.unusable < cost.answers == 4 + cost.unusable
     assert "1 more in quarantine (33.3%), 1 wait" in report_rows(found)[0][2]
 
 

@@ -95,7 +95,7 @@ def _cost(report: ReliabilityReport) -> bytes | None:
         axes.legend(fontsize=7.5, frameon=False)
     # at most eight day labels, and bars of sensible width for few days
     every = max(1, -(-len(days) // 8))
-    axes.set_xticks(list(places)[::every], [day.day for day in days][::every])
+    axes.set_xticks(list(places)[::every], [day.of for day in days][::every])
     axes.set_xlim((len(days) - 1) / 2 - max(len(days), 5) / 2, (len(days) - 1) / 2 + max(len(days), 5) / 2)
     for place, day in zip(places, days, strict=True):
         if len(days) <= 14:

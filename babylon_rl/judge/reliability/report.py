@@ -78,7 +78,7 @@ class ReliabilityReport:
     audit: AuditAgreement | None
     paid: Sequence[store.JudgeCost]
     in_use: int
-    days: Sequence[store.JudgeCostDay]
+    days: Sequence[store.JudgeCost]
     market: JudgeAgreement | None
     sums: GroupSums = field(repr=False)
 
@@ -138,9 +138,9 @@ def reliability_report(
         length_points=length_points(sums.lengths),
         pnl_correlation=mean_estimate([point.pnl_correlation for point in sums.hours if point.pnl_correlation is not None]),
         audit=_audit(connection, about, [hour.window for hour in hours], settings.judge_audit_model),
-        paid=store.paid(connection, first, end),
-        in_use=store.answers_in_use(connection, about, first, end),
-        days=store.paid_days(connection, first, end),
+        paid=store.paid(connection, store.BY_JUDGE, first, end),
+        in_use=sum(hour.answers for hour in hours),
+        days=store.paid(connection, store.BY_DAY, first, end),
         market=next((agreement for agreement in judge_agreements(connection) if agreement.judge == about), None),
         sums=sums,
     )  # fmt: skip
@@ -244,7 +244,8 @@ def _tokens(paid: Sequence[JudgeCost]) -> dict[str, int]:
 def _cost(report: ReliabilityReport) -> dict[str, Any]:
     by_judge = [
         {
-            **document_of(bill, "judge", "answers", "unusable", "retries", "prompt_tokens", "completion_tokens"),
+            "judge": bill.of,
+            **document_of(bill, "answers", "unusable", "retries", "prompt_tokens", "completion_tokens"),
             "usd": None if bill.without_usd else bill.usd,
             "answersWithoutPrice": bill.without_usd,
             "latencySeconds": {"median": bill.latency_s, "p95": bill.slow_latency_s},
@@ -252,7 +253,8 @@ def _cost(report: ReliabilityReport) -> dict[str, Any]:
         for bill in report.paid
     ]
     by_day = [
-        document_of(day, "day", "hours", "answers", "prompt_tokens", "completion_tokens") | {"usd": None if day.without_usd else day.usd}
+        {"day": day.of, **document_of(day, "hours", "answers", "prompt_tokens", "completion_tokens")}
+        | {"usd": None if day.without_usd else day.usd}
         for day in report.days
     ]
     return {"answersInUse": report.in_use, "byJudge": by_judge, "byDay": by_day}
