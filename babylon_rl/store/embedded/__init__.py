@@ -180,10 +180,9 @@ os.register_at_fork(after_in_child=_close_in_child)
 @contextlib.contextmanager
 def _polite_termination() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into SystemExit, so that a started server is stopped. Handlers set by others stay."""
-    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
     # Python allows signal handlers in the main thread only.
-    if threading.current_thread() is not threading.main_thread():
-        ours = []
+    possible = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    ours = [number for number in possible if signal.getsignal(number) is signal.SIG_DFL]
     for number in ours:
         signal.signal(number, _leave)
     try:

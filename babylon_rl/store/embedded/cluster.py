@@ -117,7 +117,12 @@ class Cluster:
         if self.directory.is_dir() and not any(self.directory.iterdir()):
             self.directory.rmdir()
         if self.directory.exists():
-            self._check()
+            if not _lines(self.directory / "PG_VERSION") or not (self.directory / "global" / "pg_control").exists():
+                raise EmbeddedServerError(
+                    f"{self.directory} is not a whole database (PG_VERSION or global/pg_control is missing). Restore it from a backup, "
+                    "or start anew: `make clean`, or delete that directory."
+                )
+            self._own_programs()
             return
         # Remove what interrupted runs left, then build beside the final place.
         for leftover in self.home.glob("postgres.new-*"):
@@ -148,7 +153,6 @@ class Cluster:
 
         Raises EmbeddedServerError: the server does not come up; the message ends with the last lines of its log.
         """
-        self._check()
         # Postgres refuses to start if another program or a zombie now has the pid of a dead server.
         if self.running_port() is None:
             (self.directory / "postmaster.pid").unlink(missing_ok=True)
@@ -186,15 +190,6 @@ class Cluster:
             if stopped.returncode == 0 or self.running_port() is None:
                 return True
         raise EmbeddedServerError(f"The embedded server in {self.directory} does not stop: {_reason(stopped)}")
-
-    def _check(self) -> None:
-        version = _lines(self.directory / "PG_VERSION")
-        if not version or not (self.directory / "global" / "pg_control").exists():
-            raise EmbeddedServerError(
-                f"{self.directory} is not a whole database (PG_VERSION or global/pg_control is missing). Restore it from a backup, "
-                "or start anew: `make clean`, or delete that directory."
-            )
-        self._own_programs()
 
     def _own_programs(self) -> Path:
         """Programs of the major version that made the directory.
