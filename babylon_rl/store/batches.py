@@ -316,10 +316,8 @@ def bar_dropped(connection: Connection, batch_id: str, reasons: Sequence[str], n
 
 def left_to_dropout(connection: Connection, windows: Sequence[str]) -> set[tuple[str, str]]:
     """Return (window, agent id) of the episodes that dropout left out of a batch."""
-    rows = connection.execute(
-        'SELECT "window", "agentId" FROM babylon_rl.dropped_episodes WHERE "window" = ANY(%s) AND "reason" = %s', (list(windows), DROPOUT)
-    )
-    return {(window, agent_id) for window, agent_id in rows}
+    statement = 'SELECT "window", "agentId" FROM babylon_rl.dropped_episodes WHERE "window" = ANY(%s) AND "reason" = %s'
+    return set(connection.execute(statement, (list(windows), DROPOUT)).fetchall())
 
 
 def end_failed(
