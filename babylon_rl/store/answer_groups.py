@@ -12,7 +12,6 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
 
 Answers = tuple[tuple[str, float, float], ...]
-_ANSWERS = msgspec.json.Decoder(Answers)
 
 
 class AnswerGroup(msgspec.Struct, frozen=True, gc=False, rename="camel"):
@@ -52,10 +51,7 @@ _ROWS = """
     FROM babylon_rl.windows w LEFT JOIN babylon_rl.market_windows m USING ("window") WHERE w."window" = ANY(%s)
 """
 _HOURS = 'SELECT "window", "reason", "sourcesVersion" FROM babylon_rl.replayed_hours WHERE "window" = ANY(%s) ORDER BY 1'
-_GROUPS = """
-    SELECT "window", "trajectoryId", "callId", "modelVersion", "answers"::text FROM babylon_rl.answer_groups
-    WHERE "window" = ANY(%s) ORDER BY "window", "trajectoryId", "callId"
-"""
+_GROUPS = 'babylon_rl.answer_groups WHERE "window" = ANY(%s) ORDER BY "window", "trajectoryId", "callId"'
 _HELD = """
     SELECT "trajectoryId" FROM babylon_rl.batch_items
     WHERE "window" = ANY(%s) AND "live" AND "batchId" IS DISTINCT FROM %s
@@ -73,9 +69,7 @@ def held_trajectories(connection: Connection, windows: Sequence[str], batch_id: 
 
 
 def read_replayed(connection: Connection, windows: Sequence[str]) -> dict[str, ReplayedHour]:
-    groups: dict[str, list[AnswerGroup]] = {window: [] for window in windows}
-    for window, trajectory, call, version, answers in connection.execute(_GROUPS, (list(windows),)):
-        groups[window].append(AnswerGroup(trajectory, call, version, _ANSWERS.decode(answers)))
+    groups = connection.by_window(AnswerGroup, _GROUPS, windows)
     return {
         window: ReplayedHour(window=window, groups=tuple(groups[window]), reason=reason, sources_version=sources)
         for window, reason, sources in connection.execute(_HOURS, (list(windows),))

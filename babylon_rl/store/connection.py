@@ -86,17 +86,26 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         columns = columns_of(struct, but)
         return [loaded(struct, columns, row) for row in self.execute(f"SELECT {listed(columns)} FROM {source}", parameters)]
 
+    def by_window(self, struct: type[T], source: str, windows: Sequence[str], but: Collection[str] = ()) -> dict[str, list[T]]:
+        """Return ``rows`` of each of ``windows``, which ``source`` has as its parameter; a window without rows has an empty list."""
+        columns, found = columns_of(struct, but), {window: list[T]() for window in windows}
+        for window, *row in self.execute(f'SELECT "window", {listed(columns)} FROM {source}', [list(windows)]):
+            found[window].append(loaded(struct, columns, row))
+        return found
+
     def insert(self, table: str, rows: Rows, then: str = "") -> None:
         """Insert rows; ``table`` as for ``copy_rows``, ``then`` ends the statement."""
         if rows:
             document = Jsonb(list(rows), dumps=partial(json.dumps, default=_json_ready))
             self.execute(insertion(table, _columns(rows[0])) + then, [document])
 
-    def upsert(self, table: str, rows: Rows, keys: Sequence[str] = ("window",), but: Mapping[str, str] | None = None) -> None:
+    def upsert(
+        self, table: str, rows: Rows, keys: Sequence[str] = ("window",), but: Mapping[str, str] | None = None, where: str = "TRUE"
+    ) -> None:
         """Insert rows as ``insert``, in place of those with the same ``keys``; ``but`` as for ``updates``, of the table as ``held``."""
         if rows:
             kept = updates((name for name in _columns(rows[0]) if name not in keys), but)
-            self.insert(table, rows, f"ON CONFLICT ({listed(keys)}) DO UPDATE SET {kept}")
+            self.insert(table, rows, f"ON CONFLICT ({listed(keys)}) DO UPDATE SET {kept} WHERE {where}")
 
     def of_hours(self, table: str, column: str, windows: Sequence[str]) -> dict[str, Any]:
         """Return a column of the rows of ``windows``, by window, in order."""

@@ -96,7 +96,7 @@ def _version(window: str, sequences: int, *rows: list[StoredAction] | list[Store
     return content.hexdigest()[:16]
 
 
-class AgentCorrectness(msgspec.Struct, frozen=True):
+class AgentCorrectness(msgspec.Struct, frozen=True, rename="camel"):
     """Count of an agent's right actions in an hour. ``known`` counts the actions with a known result."""
 
     agent_id: str
@@ -115,9 +115,10 @@ _ACTIONS = [camel(name) for name in StoredAction.__struct_fields__]
 _LEAKS = [camel(name) for name in StoredLeak.__struct_fields__]
 _COUNTS = columns_of(HourHindsight, but=("changed",))
 
-_AGENTS = """
-    SELECT "window", "agentId", count(*), count("correct"), count(*) FILTER (WHERE "correct")
-    FROM babylon_rl.action_outcomes WHERE "window" = ANY(%s) GROUP BY 1, 2 ORDER BY 1, 2
+_AGENTS = """(
+        SELECT "window", "agentId", count(*) AS "actions", count("correct") AS "known", count(*) FILTER (WHERE "correct") AS "right"
+        FROM babylon_rl.action_outcomes WHERE "window" = ANY(%s) GROUP BY 1, 2
+    ) AS counted ORDER BY "window", "agentId"
 """
 
 _READ_LEAKS = f"""
@@ -160,10 +161,7 @@ def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) 
 
 def agent_correctness(connection: Connection, windows: Sequence[str]) -> dict[str, list[AgentCorrectness]]:
     """Return the agents' counts by window; a window without actions has an empty list."""
-    agents: dict[str, list[AgentCorrectness]] = {window: [] for window in windows}
-    for window, *counts in connection.execute(_AGENTS, (list(windows),)):
-        agents[window].append(AgentCorrectness(*counts))
-    return agents
+    return connection.by_window(AgentCorrectness, _AGENTS, windows)
 
 
 def stored_leaks(connection: Connection, windows: Sequence[str]) -> list[StoredLeak]:

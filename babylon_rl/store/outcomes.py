@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.store.columns import columns_of, updates
 from babylon_rl.store.connection import Connection
 
 _RENAMED = {
@@ -48,14 +47,6 @@ class MarketWindowRow(msgspec.Struct, frozen=True, rename="camel"):
     outcomes: str | None  # JSON of the whole market, unrounded
 
 
-_WINDOWS = columns_of(MarketWindowRow)
-# An unchanged hour is not written, so its computedAt says since when it has been as it is.
-_IF_CHANGED = f"""
-    ON CONFLICT ("window") DO UPDATE SET {updates((*_WINDOWS[1:], "computedAt"))}
-    WHERE held."dataVersion" <> excluded."dataVersion" OR held."outcomes" IS NULL
-"""
-
-
 def read_rows(connection: Connection, windows: Sequence[str]) -> dict[str, set[OutcomeRow]]:
     rows: dict[str, set[OutcomeRow]] = {window: set() for window in windows}
     for row in connection.rows(OutcomeRow, 'public.market_outcomes WHERE "windowId" = ANY(%s)', [list(windows)]):
@@ -73,7 +64,10 @@ def replace_rows(connection: Connection, rows: Mapping[str, Sequence[OutcomeRow]
 def replace_windows(connection: Connection, windows: Sequence[MarketWindowRow], empty: Sequence[str], now: datetime) -> None:
     """Update babylon_rl.market_windows; ``empty`` windows are deleted. Unchanged rows are not touched."""
     connection.delete_hours("babylon_rl.market_windows", empty)
-    connection.insert("babylon_rl.market_windows", [{**msgspec.to_builtins(row), "computedAt": now} for row in windows], _IF_CHANGED)
+    # An unchanged hour is not written, so its computedAt says since when it has been as it is.
+    changed = 'held."dataVersion" <> excluded."dataVersion" OR held."outcomes" IS NULL'
+    rows = [{**msgspec.to_builtins(row), "computedAt": now} for row in windows]
+    connection.upsert("babylon_rl.market_windows", rows, where=changed)
 
 
 def read_market_windows(connection: Connection, windows: Sequence[str]) -> dict[str, MarketWindowRow]:

@@ -7,7 +7,6 @@ An hour in quarantine has that state in babylon_rl.windows too; it
 leaves when a person asks for another try, when another judge scores it, or when its request would differ from the failed one.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import T, columns_of, document_of, listed, loaded
+from babylon_rl.store.columns import columns_of, document_of, listed
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import EpisodeScore, GroupScores, PartScore
 
@@ -49,6 +48,8 @@ _MARK_STALE = """
 
 # The judgement's hash of what was shown is a column of its own.
 _GROUPS = (*columns_of(GroupScores, but=("scores", "changed", "parts")), "shownVersion")
+_SCORES = 'babylon_rl.episode_scores WHERE "window" = ANY(%s) ORDER BY "window", "rank", "agentId" COLLATE "C"'
+_PARTS = 'babylon_rl.part_scores WHERE "window" = ANY(%s) ORDER BY "window", "startMinute", "agentId" COLLATE "C"'
 _READ_GROUPS = f"""SELECT {listed(_GROUPS)} FROM babylon_rl.group_scores WHERE "window" = ANY(%s) ORDER BY "window\""""
 
 # What the game's tables hold of a score, for each of its trajectories.
@@ -107,8 +108,7 @@ def mark_stale(connection: Connection, versions: Mapping[str, str]) -> None:
 
 def read(connection: Connection, windows: Sequence[str]) -> dict[str, GroupScores]:
     """Return the stored scores by window; windows without scores are absent."""
-    scores = _by_window(connection, EpisodeScore, "babylon_rl.episode_scores", '"rank"', windows)
-    parts = _by_window(connection, PartScore, "babylon_rl.part_scores", '"startMinute"', windows)
+    scores, parts = connection.by_window(EpisodeScore, _SCORES, windows), connection.by_window(PartScore, _PARTS, windows)
     groups: dict[str, GroupScores] = {}
     for row in connection.execute(_READ_GROUPS, (list(windows),)).fetchall():
         document = dict(zip(_GROUPS, row, strict=True))
@@ -116,16 +116,6 @@ def read(connection: Connection, windows: Sequence[str]) -> dict[str, GroupScore
         held = {"scores": tuple(scores[document["window"]]), "parts": tuple(parts[document["window"]])}
         groups[document["window"]] = msgspec.convert({**document, "judgement": judgement or None, **held}, GroupScores)
     return groups
-
-
-def _by_window(connection: Connection, struct: type[T], table: str, order: str, windows: Sequence[str]) -> defaultdict[str, list[T]]:
-    columns, found = columns_of(struct), defaultdict[str, list[T]](list)
-    statement = (
-        f'SELECT "window", {listed(columns)} FROM {table} WHERE "window" = ANY(%s) ORDER BY "window", {order}, "agentId" COLLATE "C"'
-    )
-    for window, *values in connection.execute(statement, [list(windows)]):
-        found[window].append(loaded(struct, columns, values))
-    return found
 
 
 def replace(connection: Connection, groups: Sequence[NewScores], now: datetime, *, force: bool = False) -> None:
@@ -201,12 +191,7 @@ _PENDING = """
     SELECT "window", "reason", "at", "asked" FROM babylon_rl.judge_pending
     WHERE (%(windows)s::text[] IS NULL OR "window" = ANY(%(windows)s)) AND "judge" = COALESCE(%(judge)s::text, "judge") ORDER BY "window"
 """
-_WAIT = """
-    INSERT INTO babylon_rl.judge_pending AS held ("window", "judge", "reason", "at")
-    SELECT given."window", %s, given."reason", %s FROM unnest(%s::text[], %s::text[]) AS given ("window", "reason")
-    ON CONFLICT ("window") DO UPDATE SET "judge" = excluded."judge", "reason" = excluded."reason", "at" = excluded."at",
-        "asked" = CASE WHEN held."judge" = excluded."judge" THEN held."asked" + 1 ELSE 1 END
-"""
+_ASKED_AGAIN = {"asked": 'CASE WHEN held."judge" = excluded."judge" THEN held."asked" + 1 ELSE 1 END'}
 
 
 def read_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> dict[str, Quarantined]:
@@ -263,8 +248,8 @@ def keep_pending(connection: Connection, judge: str, reasons: Mapping[str, str],
     if reasons:
         with connection.transaction():
             # In one order: two runs that wait with the same hours must not wait for each other.
-            windows = sorted(reasons)
-            connection.execute(_WAIT, (judge, now, windows, [reasons[window] for window in windows]))
+            rows = [{"window": window, "judge": judge, "reason": reasons[window], "at": now, "asked": 1} for window in sorted(reasons)]
+            connection.upsert("babylon_rl.judge_pending", rows, but=_ASKED_AGAIN)
 
 
 _READ_MADE_FROM = """

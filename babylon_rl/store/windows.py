@@ -115,16 +115,16 @@ def quarantined(connection: Connection, windows: Sequence[str]) -> set[str]:
 
 _READ_EPISODES = 'babylon_rl.episodes WHERE "window" = ANY(%s) ORDER BY "window", "windowPnl" DESC, "agentId"'
 # Ordered so that the first row of every reason comes before the second of any: a page shows every kind of fault.
-_FIRST_REJECTIONS = """
-    (
-        SELECT "window", "trajectoryId", "reason", left("detail", %(characters)s) AS "detail",
-               row_number() OVER (PARTITION BY "window", "reason" ORDER BY "trajectoryId") AS of_reason
-        FROM babylon_rl.rejections WHERE "window" = ANY(%(windows)s)
-    ) AS numbered WHERE of_reason <= %(most)s ORDER BY "window", of_reason, "reason"
-"""
-_TRAJECTORIES = 'SELECT unnest("trajectoryIds") FROM babylon_rl.episodes WHERE "window" = ANY(%s)'
 REJECTIONS_PER_REASON = 5
 DETAIL_CHARACTERS = 200
+_FIRST_REJECTIONS = f"""
+    (
+        SELECT "window", "trajectoryId", "reason", left("detail", {DETAIL_CHARACTERS}) AS "detail",
+               row_number() OVER (PARTITION BY "window", "reason" ORDER BY "trajectoryId") AS of_reason
+        FROM babylon_rl.rejections WHERE "window" = ANY(%s)
+    ) AS numbered WHERE of_reason <= {REJECTIONS_PER_REASON} ORDER BY "window", of_reason, "reason"
+"""
+_TRAJECTORIES = 'SELECT unnest("trajectoryIds") FROM babylon_rl.episodes WHERE "window" = ANY(%s)'
 
 
 def stored_summaries(connection: Connection, windows: Sequence[str]) -> list[WindowSummary]:
@@ -135,10 +135,7 @@ def stored_summaries(connection: Connection, windows: Sequence[str]) -> list[Win
 
 def stored_episodes(connection: Connection, windows: Sequence[str]) -> dict[str, list[Episode]]:
     """Return the episodes by window, highest P&L first, without their sequences. A window without episodes has an empty list."""
-    episodes: dict[str, list[Episode]] = {window: [] for window in windows}
-    for episode in connection.rows(Episode, _READ_EPISODES, [list(windows)], but=("sequences",)):
-        episodes[episode.window].append(episode)
-    return episodes
+    return connection.by_window(Episode, _READ_EPISODES, windows, but=("sequences",))
 
 
 def stored_hours(connection: Connection, windows: Sequence[str], min_agents: int) -> dict[str, HourEpisodes]:
@@ -156,11 +153,7 @@ def trajectories_read(connection: Connection, windows: Sequence[str]) -> list[st
 
 def first_rejections(connection: Connection, windows: Sequence[str]) -> dict[str, list[Rejection]]:
     """Return the first rejected rows by window, REJECTIONS_PER_REASON per reason, their detail cut to DETAIL_CHARACTERS."""
-    rejections: dict[str, list[Rejection]] = {window: [] for window in windows}
-    parameters = {"windows": list(windows), "most": REJECTIONS_PER_REASON, "characters": DETAIL_CHARACTERS}
-    for rejection in connection.rows(Rejection, _FIRST_REJECTIONS, parameters):
-        rejections[rejection.window].append(rejection)
-    return rejections
+    return connection.by_window(Rejection, _FIRST_REJECTIONS, windows)
 
 
 # Whether a training took an hour is read from the versions: the state in the table is that of the last reading.
