@@ -179,10 +179,7 @@ class RemoteJob:
         return self.state in LIVE
 
 
-_POSTED = (
-    "batch_id", "iteration", "attempt", "backend", "service", "model", "step_before", "posted_at", "estimated_usd", "sequences",
-    "trainable_tokens",
-)  # fmt: skip
+_COLUMNS = columns_of(RemoteJob, but=("batchState",))
 
 
 def begin_job(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
@@ -194,7 +191,8 @@ def begin_job(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
         with own_transaction(connection):
             # Fencing and the insert commit together: an old run cannot leave a job row.
             hold_batch(connection, job.batch_id, run_attempt, job.posted_at)
-            connection.insert("babylon_rl.remote_jobs", [document_of(job, *_POSTED)])
+            row = document_of(job)
+            connection.insert("babylon_rl.remote_jobs", [{name: row[name] for name in _COLUMNS}])
     # A partial unique index allows one live job per model.
     except psycopg.errors.UniqueViolation:
         raise BatchConflict(f"Another job of the model {job.model} at {job.service} has not ended; {job.batch_id} waits for it.") from None
@@ -327,6 +325,6 @@ def read_jobs(connection: Connection, batch_id: str) -> list[RemoteJob]:
 
 
 def _jobs(connection: Connection, condition: str, *values: Any) -> list[RemoteJob]:
-    columns = listed(columns_of(RemoteJob, but=("batchState",)), "j") + ', b."state"'
+    columns = listed(_COLUMNS, "j") + ', b."state"'
     source = f'babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId") WHERE {condition}'
     return [RemoteJob(*row) for row in connection.execute(f"SELECT {columns} FROM {source}", values)]
