@@ -290,7 +290,7 @@ def _write(connection: Connection, outcomes: dict[str, WindowOutcomes], now: dat
     rows = {window: outcome_rows(market) for window, market in outcomes.items()}
     held = store.read_rows(connection, list(rows))
     # Compare as the columns store it, so that rounding alone never rewrites a window.
-    differing = {window: some for window, some in rows.items() if held[window] != set(some)}
+    differing = {window: some for window, some in rows.items() if held[window] != set(map(msgspec.json.encode, some))}
     if differing:
         store.replace_rows(connection, differing, now)
     # Windows without rows lose their market_windows row, too.

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from babylon_rl.store.columns import columns_of, listed
 from babylon_rl.store.connection import Connection
 
 _RENAMED = {
@@ -47,10 +48,15 @@ class MarketWindowRow(msgspec.Struct, frozen=True, rename="camel"):
     outcomes: str | None  # JSON of the whole market, unrounded
 
 
-def read_rows(connection: Connection, windows: Sequence[str]) -> dict[str, set[OutcomeRow]]:
-    rows: dict[str, set[OutcomeRow]] = {window: set() for window in windows}
-    for row in connection.rows(OutcomeRow, 'public.market_outcomes WHERE "windowId" = ANY(%s)', [list(windows)]):
-        rows[row.window].add(row)
+_READ = f'SELECT {listed(columns_of(OutcomeRow))} FROM public.market_outcomes WHERE "windowId" = ANY(%s)'
+
+
+def read_rows(connection: Connection, windows: Sequence[str]) -> dict[str, set[bytes]]:
+    """Return the rows of market_outcomes by window, each as JSON: one of another producer may hold anything as news."""
+    rows: dict[str, set[bytes]] = {window: set() for window in windows}
+    for values in connection.execute(_READ, [list(windows)]):
+        row = OutcomeRow(*values)
+        rows[row.window].add(msgspec.json.encode(row))
     return rows
 
 

@@ -78,6 +78,7 @@ def test_what_makes_no_sense_is_a_sentence(call: Call, tmp_path: Path) -> None:
     cases = [
         (("--from", "2025-10-29T14:00", "--to", "2025-10-29T13:00"), 2, "The range runs backwards"),
         (("--from", "2025-13-45T99:00"), 2, "is not a window"),
+        (("--to", ""), 2, "is not a window"),
         (("--from", "2931-10-29T10:00"), 2, "lies in the future"),
         (("--split", "1.5"), 2, "--split is 1.5"),
         (("--all", "--only-trainable"), 2, "--all takes what has no score"),

@@ -6,6 +6,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import UsageError
 from babylon_rl.market.outcomes import MOST_NEWS, WindowOutcomes, read_many_outcomes, read_outcomes, sync_outcomes
@@ -226,8 +227,9 @@ def test_sync_writes_rounded_rows_once(connection: Connection, settings: Setting
     assert whole == [(3, 1, first.data_version, [{"subject": subject, "flag": flag} for subject, flag in flags])]
 
 
-def test_sync_replaces_what_others_wrote_and_clears_what_is_gone(connection: Connection, settings: Settings) -> None:
-    foreign = {"id": "foreign", "windowId": WINDOW, "stockTicker": "ACME", "createdAt": START}
+@pytest.mark.parametrize("news", [None, "A text", [{"title": "An object"}], {"text": 1}, [1]])
+def test_sync_replaces_what_others_wrote_and_clears_what_is_gone(connection: Connection, settings: Settings, news: object) -> None:
+    foreign = {"id": "foreign", "windowId": WINDOW, "stockTicker": "ACME", "newsEvents": Jsonb(news), "createdAt": START}
     fill(connection, Organization=[organization("acme")], StockPrice=[price(1, "acme", 1, 5)], market_outcomes=[foreign])
     assert sync_outcomes(connection, [WINDOW], settings, AFTER)[WINDOW].changed
     assert [row[1] for row in rows_of(connection)] == [f"{WINDOW}/stock/acme"]

@@ -123,7 +123,7 @@ class ExportHour:
 
 def complete_windows(connection: Connection, first: str | None, end: str | None, now: datetime) -> tuple[list[str], list[str]]:
     """Windows with rows from ``first`` to before ``end``: complete ones, others. Raises UsageError: a malformed id, a backward range."""
-    first, end = first or FIRST_POSSIBLE, end or LAST_POSSIBLE
+    first, end = FIRST_POSSIBLE if first is None else first, LAST_POSSIBLE if end is None else end
     next(window_range(first, end), None)
     windows = windows_with_rows(connection, first, end)
     complete = [window for window in windows if is_complete(window, now)]
