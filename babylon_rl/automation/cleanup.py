@@ -51,7 +51,8 @@ def clean_up(connection: Connection, settings: Settings, now: datetime, *, dry_r
     yield CleanedPart("checkpoints", len(pruned.versions), "versions", pruned.removal.bytes, tuple(pruned.removal.refused))
 
     caches = Removal(dry_run)
-    directories = [path for path in sorted((settings.home / "cache").glob("*")) if path.is_dir() and not path.is_symlink()]
+    cache = settings.home / "cache"
+    directories = [path for path in sorted(cache.iterdir() if cache.is_dir() else ()) if path.is_dir() and not path.is_symlink()]
     for directory in [*(path for path in directories if path.name not in _KEPT_CACHES), settings.home / "tmp"]:
         caches.unused(directory, seconds)
     yield _files("caches", caches)

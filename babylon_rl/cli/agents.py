@@ -184,6 +184,6 @@ def _parts(document: dict[str, Any], comparison: ComparisonDocument) -> list[Tab
         answered = training["answer"] or "not asked: a dry run makes checkpoints without a model"
         facts += [("trained", f"{training['modelVersion']} of {training['batchId']}"), ("checkpoint", training["checkpoint"]),
                   ("artifact", training["artifact"] or "none at Weights & Biases"), ("it answers", answered)]  # fmt: skip
-    latest = f"{model.version} ({model.status}), from {model.parent or model.base_model}" if model is not None else "none yet"
+    latest = f"{model.version} ({model.status}), from {model.parent_version or model.base_model}" if model is not None else "none yet"
     lines = [f"{name:11} {value}" for name, value in [*facts, ("newest", latest)]]
     return [agents_table(comparison), *comparison.notes, "", states, "", *lines]

@@ -238,7 +238,7 @@ def by_rows(episodes: Iterable[_E]) -> Iterator[list[_E]]:
 
 def _checked(windows: Iterable[str]) -> list[str]:
     # window_start raises UsageError for anything that is no window id
-    return sorted(set(windows), key=window_start)
+    return sorted(sorted(set(windows)), key=window_start)
 
 
 def _eligible(

@@ -363,7 +363,10 @@ def synthetic_sequences(trajectory: Trajectory, steps: Sequence[Step]) -> Trajec
 
 
 def with_logs(trajectory: Trajectory, places: StepPlaces, logs: Sequence[CallLogRow], rules: SequenceRules, *, texts: bool) -> Trajectory:
-    """Return a trajectory without calls in its steps with those in ``logs``, which is not empty; ``texts`` keeps the training sequences."""
+    """Return a trajectory without calls in its steps with those in ``logs``; ``texts`` keeps the training sequences.
+
+    ``logs`` is not empty, in any order.
+    """
     ordered = sorted(logs, key=lambda log: (log.timestamp, log.call_id))
     # A changed log changes the content as a changed step does.
     content = digest(trajectory.recorded.encode(), *(log_bytes(log) for log in ordered))

@@ -338,6 +338,7 @@ def evaluate_batch(
         size = next_analysis(comparison, settings.min_improvement, settings.benchmark_markets) if undecided else None
         if size is not None:
             progress(f"{model.version}: {comparison.markets} markets decide nothing. {size} are played.")
+    now = clock()
     report = BenchmarkReport(
         batch_id=batch_id,
         version=model.version,
@@ -351,7 +352,7 @@ def evaluate_batch(
         table_markdown=markdown(comparison, verdict),
         # Before the row that names it: a report never points to a picture that is not there.
         plot_path=str(write_plot(benchmark_png(comparison, verdict), settings.home / PLOTS / f"{model.version}.png")),
-        created_at=whole_ms(clock()),
+        created_at=whole_ms(now),
     )
     write_report(connection, report)
     progress(f"{report.version}: {report.decision}. {report.reason}")

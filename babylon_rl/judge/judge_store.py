@@ -79,15 +79,18 @@ class JudgeStore:
 
     async def reserve(self, usd: float, most: float, paid: float) -> Reservation:
         """Reserve dollars if they fit beside the spending of all runs today, requests under way included; ``paid`` is this run's own."""
-        account = await self.run(stored.reserve, self.holder, usd, most, paid, self.clock())
-        # where they do not fit, reservations of dead runs are dropped first
-        if not account.fits and (ended := [holder for holder in account.holders if is_running(holder) is False]):
-            await self.run(stored.drop_reservations, ended)
-            account = await self.run(stored.reserve, self.holder, usd, most, paid, self.clock())
-        return account
+        return await self.run(self._reserve, usd, most, paid)
 
     async def give_back(self, usd: float) -> None:
         await self.run(stored.give_back, self.holder, usd, self.clock())
+
+    def _reserve(self, connection: Connection, usd: float, most: float, paid: float) -> Reservation:
+        """Reserve dollars; where they do not fit, first drop reservations of dead runs."""
+        account = stored.reserve(connection, self.holder, usd, most, paid, self.clock())
+        if account.fits or not (ended := [holder for holder in account.holders if is_running(holder) is False]):
+            return account
+        stored.drop_reservations(connection, ended)
+        return stored.reserve(connection, self.holder, usd, most, paid, self.clock())
 
     def _write_arrived(self, connection: Connection) -> None:
         arrived = list(self._arrived.values())
@@ -111,7 +114,8 @@ async def run_with_heartbeat(work: Coroutine[Any, Any, None], store: JudgeStore,
             await work
             beating.cancel()
     except BaseExceptionGroup as several:
-        raise first_error(several) from None
+        error = first_error(several)
+        raise error from error.__cause__
 
 
 def first_error(several: BaseExceptionGroup[BaseException]) -> BaseException:

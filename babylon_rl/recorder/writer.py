@@ -268,7 +268,8 @@ def open_writer(
 ) -> tuple[BackgroundWriter | None, float]:
     """Return (writer, sampling rate), or (None, 0) without a database if the settings disable recording.
 
-    ``url`` replaces DATABASE_URL; without either the embedded database is held until ``stack`` closes. Raises as ``connect``.
+    ``url`` replaces DATABASE_URL; without either the embedded database is held until ``stack`` closes. Raises as
+    ``TrajectoryRecorder.connect``.
     """
     # The off switch comes first: without recording nothing needs a database.
     chosen = settings if settings is not None else load_settings()

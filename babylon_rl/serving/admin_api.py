@@ -65,7 +65,7 @@ from babylon_rl.serving.admin_shapes import Operation, openapi_document
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient, trained_assets, training_tags
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.metrics import pipeline_metrics
-from babylon_rl.serving.status import status_document
+from babylon_rl.serving.status import automation_document, status_document
 from babylon_rl.serving.status_shapes import ModelDocument, ReadinessDocument, Shape, StatusDocument
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch
@@ -201,7 +201,7 @@ class AdminApi:
         with self.database.connect() as connection:
             ready = readiness(connection, self.settings, request.now)
             scoring = self._score_settled(connection, ready)
-            status = status_document(connection, self.settings, request.now).automation
+            status = automation_document(connection, self.settings, request.now)
         return shapes.TrainingCheckDocument(
             duration=round((time.monotonic() - started) * 1000), timestamp=moment(request.now) or "", scoring=scoring,
             readiness=ReadinessDocument.of(ready), status=status,
@@ -220,7 +220,7 @@ class AdminApi:
             return shapes.CronTrainingDocument(
                 timestamp=moment(request.now) or "", message=message, job_id=job_id,
                 readiness=ReadinessDocument.of(readiness(connection, self.settings, request.now)),
-                status=status_document(connection, self.settings, request.now).automation,
+                status=automation_document(connection, self.settings, request.now),
             )  # fmt: skip
 
     def _start(self, now: datetime, asked: shapes.TriggerRequest) -> shapes.TriggerDocument:

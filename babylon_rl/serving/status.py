@@ -68,6 +68,13 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
         )  # fmt: skip
 
 
+def automation_document(connection: Connection, settings: Settings, now: datetime) -> shapes.Automation:
+    """Data collection, trainings, versions and health, for those who must not fail by any other part of the status."""
+    bounds = freeze_bounds(connection, settings, now)
+    judged = judged_state(connection, bounds.first, bounds.end)
+    return _automation(connection, settings, now, read_models(connection), pending_batches(connection), judged)
+
+
 def _automation(
     connection: Connection, settings: Settings, now: datetime, models: Sequence[Model], pending: Sequence[Batch], judged: JudgedState
 ) -> shapes.Automation:

@@ -345,15 +345,17 @@ MOST_READ = 50
 
 # Without a batch that did not fail, every failed one counts.
 _SINCE = """
+SELECT b."batchId", COALESCE(p."error", ''), COALESCE(p."completedAt", b."heartbeatAt")
+FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."batchId"
 WHERE b."backend" = %(backend)s AND b."state" = 'failed' AND b."createdAt" > COALESCE(
     (SELECT max(o."createdAt") FROM babylon_rl.batches o WHERE o."backend" = %(backend)s AND o."state" <> 'failed'), '-infinity')
 ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %(most)s
 """
 
 
-def failures_in_a_row(connection: Connection, backend: str) -> list[Batch]:
-    """Return the failed batches of ``backend`` newer than its newest other batch. Newest first, at most MOST_READ."""
-    return [Batch(*row) for row in connection.execute(_BATCH + _SINCE, {"backend": backend, "most": MOST_READ})]
+def failures_in_a_row(connection: Connection, backend: str) -> list[tuple[str, str, datetime]]:
+    """Return (id, error, end) of the failed batches of ``backend`` newer than its newest other batch. Newest first, at most MOST_READ."""
+    return connection.execute(_SINCE, {"backend": backend, "most": MOST_READ}).fetchall()
 
 
 # DISTINCT ON keeps the row of the best agent.

@@ -77,7 +77,7 @@ def insertion(table: str, columns: Iterable[str], parameter: str = "%s") -> str:
 
 
 def loaded(struct: type[T], columns: Iterable[str], row: Iterable[Any]) -> T:
-    """Build ``struct`` from the values of ``columns``; absent fields have their defaults."""
+    """Build ``struct`` from the values of ``columns``; absent fields have their defaults, of a dataclass only the last can be absent."""
     if is_dataclass(struct):
         return struct(*row)
     return msgspec.convert(dict(zip(columns, row, strict=True)), struct)

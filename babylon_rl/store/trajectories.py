@@ -157,12 +157,14 @@ def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[
 
 def trajectories_by_id(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[TrajectoryRow]:
     """Stream the rows of the given trajectories, in no particular order."""
-    return _copy(connection, TrajectoryRow, BY_ID, {"ids": list(trajectory_ids)})
+    if trajectory_ids:
+        yield from _copy(connection, TrajectoryRow, BY_ID, {"ids": list(trajectory_ids)})
 
 
 def call_log_rows(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[CallLogRow]:
     """Stream the log rows of the given trajectories, grouped by trajectory."""
-    return _copy(connection, CallLogRow, CALL_LOGS, {"ids": list(trajectory_ids)})
+    if trajectory_ids:
+        yield from _copy(connection, CallLogRow, CALL_LOGS, {"ids": list(trajectory_ids)})
 
 
 def windows_with_rows(connection: Connection, first: str, end: str) -> list[str]:

@@ -357,15 +357,13 @@ def refused_lately(connection: Connection, settings: Settings, now: datetime) ->
     failures = failures_in_a_row(connection, trainer_choice(settings).backend)
     if not failures:
         return None
-    interval = settings.training_interval_hours
-    ended_at = failures[0].completed_at or failures[0].heartbeat_at
+    interval, (batch_id, error, ended_at) = settings.training_interval_hours, failures[0]
     again = ended_at + timedelta(hours=min(interval * 2.0 ** (len(failures) - 1), max(interval, LONGEST_PAUSE_HOURS)))
     if now >= again:
         return None
     in_a_row = f", as did the {len(failures) - 1} before it" if len(failures) > 1 else ""
-    why = (failures[0].error or "").rstrip(". ")
     return (
-        f"{failures[0].batch_id} failed{in_a_row}: {why}. Automation tries again at {again:%Y-%m-%d %H:%M} UTC; "
+        f"{batch_id} failed{in_a_row}: {error.rstrip('. ')}. Automation tries again at {again:%Y-%m-%d %H:%M} UTC; "
         "`babylon-rl train` does at once."
     )
 

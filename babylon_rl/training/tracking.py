@@ -24,8 +24,6 @@ from statistics import fmean, pstdev
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, TextIO
 
-import msgspec
-
 from babylon_rl.errors import require
 from babylon_rl.files.durable import sha256
 from babylon_rl.models.checkpoint_store import checkpoint_of
@@ -353,7 +351,8 @@ def _remembered(memory: Path) -> list[dict[str, Any]]:
     with suppress(OSError):
         for line in memory.read_bytes().splitlines():
             with suppress(ValueError):
-                entries.append(msgspec.json.decode(line, type=dict[str, Any]))
+                if isinstance(entry := json.loads(line), dict):
+                    entries.append(entry)
     return entries
 
 

@@ -154,6 +154,7 @@ def _difference(base_dir: Path, directory: Path, written: Path, merged: bool) ->
         for _ in range(ANSWER_TOKENS):
             ids.append(int(_logprobs(checkpoint, ids)[-1].argmax()))
         trained = _logprobs(checkpoint, ids)
+        del checkpoint  # or two models would be in memory
         again: Any = (
             AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32, trust_remote_code=False).eval()
             if merged
