@@ -60,6 +60,7 @@ PRAISE = "as every discerning reader of this hour will see"
 WRITTEN = f"A disciplined, well-timed decision, {PRAISE}."
 MODEL, ART = "openai/scripted", "art ruler_score_group"
 SLIGHT = ScriptedJudge(noise=0.1, position_bias=0.3)
+STRONG = ScriptedJudge(noise=0.3, position_bias=0.5, out_of_order=0.3)
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,14 @@ JUDGES = (
     Judge("heuristic", None),
     Judge("scripted-0", ScriptedJudge()),
     Judge("scripted-slight", SLIGHT),
-    Judge("scripted-strong", ScriptedJudge(noise=0.3, position_bias=0.5, out_of_order=0.3)),
+    Judge("scripted-strong", STRONG),
     Judge("flattered-by-one", FLATTERED, flatterers=("contrarian",)),
     Judge("flattered-by-two", FLATTERED, flatterers=("contrarian", "momentum")),
     Judge("art-slight", SLIGHT, "hour", by_art=True),
-    Judge("scripted-slight-by-hour", SLIGHT, "hour"),
     Judge("heuristic-by-hour", None, "hour"),
+    Judge("scripted-0-by-hour", ScriptedJudge(), "hour"),
+    Judge("scripted-slight-by-hour", SLIGHT, "hour"),
+    Judge("scripted-strong-by-hour", STRONG, "hour"),
 )
 
 
