@@ -127,6 +127,11 @@ def unreadable_lines(env_file: Path) -> list[str]:
     return [f"{env_file}, line {line}: write NAME=value, with both quotes or none." for line in lines]
 
 
+def secret_settings(settings_class: type[BaseSettings]) -> set[str]:
+    """Names of the settings that are secrets."""
+    return {name for name, field in settings_class.model_fields.items() if "SecretStr" in str(field.annotation)}
+
+
 def explained(settings_class: type[BaseSettings], error: Mapping[str, Any]) -> str:
     """One sentence on an error of pydantic's: variable, value and what is allowed."""
     name = ".".join(str(part) for part in error["loc"]).upper()
@@ -134,9 +139,8 @@ def explained(settings_class: type[BaseSettings], error: Mapping[str, Any]) -> s
     message = message[:1].lower() + message[1:] if name else message
     if not name:
         return message
-    field = settings_class.model_fields.get(name.lower())
     # An address with @ may hold a password.
-    secret = (field is not None and "SecretStr" in str(field.annotation)) or "@" in str(error["input"])
+    secret = name.lower() in secret_settings(settings_class) or "@" in str(error["input"])
     value = "(a secret)" if secret else repr(error["input"])
     return f"{name} is {value}: {message.replace('input should', 'it should')}."
 

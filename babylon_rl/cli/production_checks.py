@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from babylon_rl.cli.system_checks import FAIL, PASS, WARN, attempt
 from babylon_rl.errors import BabylonError, NoTrainer
 from babylon_rl.serving.recorded_privacy import why_agents_unknown
-from babylon_rl.setting_sources import ENV_FILE, setting_sources
+from babylon_rl.setting_sources import ENV_FILE, secret_settings, setting_sources
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.benchmarks import read_reports
 from babylon_rl.store.client_keys import read_keys
@@ -60,7 +60,7 @@ def _switch(settings: Settings) -> tuple[str, str]:
 
 
 def _keys(settings: Settings) -> tuple[str, str]:
-    secrets = [name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)]
+    secrets = secret_settings(Settings)
     in_file = [name.upper() for name, source in setting_sources(Settings).items() if name in secrets and source == ".env"]
     path = Path(ENV_FILE)
     if not in_file:

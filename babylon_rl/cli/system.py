@@ -22,7 +22,7 @@ from babylon_rl.files.location import shown_address
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.project_files import clone, project_file
 from babylon_rl.serving.dagster_client import BATCHES, HOURS
-from babylon_rl.setting_sources import DEMO_FILE, gone_settings, kept_demo_choices, setting_sources
+from babylon_rl.setting_sources import DEMO_FILE, gone_settings, kept_demo_choices, secret_settings, setting_sources
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.database import Database, open_database
@@ -347,10 +347,9 @@ def _shown(loaded: Settings, name: str) -> str | int | float | bool | None:
     value = getattr(loaded, name)
     if value is None or isinstance(value, bool | int | float):
         return value
-    field = Settings.model_fields[name]
-    if "SecretStr" in str(field.annotation):
+    if name in secret_settings(Settings):
         return "***"
-    return str(value) if field.repr else shown_address(str(value))  # an address that may hold a password
+    return str(value) if Settings.model_fields[name].repr else shown_address(str(value))  # an address that may hold a password
 
 
 def _free_port(host: str, first: int) -> int:

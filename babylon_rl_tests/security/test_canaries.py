@@ -23,6 +23,7 @@ import pytest
 from pydantic import SecretStr
 
 from babylon_rl.serving.dagster_client import LOCATION, REPOSITORY, DagsterClient
+from babylon_rl.setting_sources import secret_settings
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.training.freezing import freeze
@@ -42,7 +43,7 @@ from babylon_rl_tests.training.weights_and_biases import weights_and_biases
 HOUR = "2025-10-29T14:00"
 # Read by settings, or by libraries from the environment.
 NAMES = (
-    *(name.upper() for name, field in Settings.model_fields.items() if field.annotation == SecretStr | None),
+    *(name.upper() for name in Settings.model_fields if name in secret_settings(Settings)),
     "LOCAL_ENDPOINT", "EMBEDDING_ENDPOINT", "MODEL_STORAGE_URL", "GEMINI_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN",
 )  # fmt: skip
 CANARIES = {name: f"canary{number:02}x{name.lower().replace('_', '')}q" for number, name in enumerate(NAMES)}
