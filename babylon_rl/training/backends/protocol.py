@@ -266,7 +266,10 @@ class TrainerChoice:
 
 
 def trainer_choice(settings: Settings) -> TrainerChoice:
-    """Determine backend and line of a training; loads no trainer. Raises NoTrainer, with what to set: none is chosen, or available."""
+    """Determine backend and line of a training; loads no trainer.
+
+    Raises NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
+    """
     chosen = chosen_trainer(settings)
     if chosen is None:
         raise NoTrainer(

@@ -39,7 +39,10 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 
 @dataclass(frozen=True)
 class Splits:
-    """Shares of windows: ``train``, ``validation``, the rest is test. Raises UsageError: one is outside 0..1, or both together."""
+    """Shares of windows, 0..1: ``train`` and ``validation``; the rest is test.
+
+    Raises UsageError: a share is outside 0..1, or both together exceed 1.
+    """
 
     train: float = 0.9
     validation: float = 0.0

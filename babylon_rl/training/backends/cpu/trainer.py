@@ -191,7 +191,10 @@ class IterationRun:
         self._weights = weights or LossWeights(entropy, settings.kl_penalty, stale)
 
     def train(self, on_step: OnStep) -> IterationResult:
-        """Take the optimizer steps within the trust region, then measure the policy. Raises Diverged: it or the loss left its bounds."""
+        """Take the optimizer steps within the trust region, then measure the policy.
+
+        Raises Diverged: the loss or the policy left its bounds.
+        """
         packs = pack([item.encoded for item in self._items])
         if self._iteration.generation > 1:
             moved = self._iteration.origin if self._iteration.step > 1 else None
