@@ -135,7 +135,7 @@ hours = dg.HourlyPartitionsDefinition(start_date=AS_LOADED.first_window, end_dat
 batches = dg.DynamicPartitionsDefinition(name=BATCHES)
 DATA_VERSION_TAG = "dagster/data_version"
 # Longer runs report no tables of rows: Dagster keeps the metadata of all hours in memory until the end of the step.
-MOST_HOURS_WITH_TABLES = 720
+MOST_HOURS_WITH_TABLES = 168
 MOST_HOURS_WITH_PLOTS = 24
 
 
