@@ -2,8 +2,8 @@
 
 A mock model, the load and the gateway share the machine: each target is asked in turn, at the same rates, in rounds; a figure is the
 median over rounds of the difference to the mock asked directly. Calls are recorded into an embedded Postgres of its own. `--minutes`
-instead watches the gateway's memory, `--highest` measures the highest sustained rates alone. LiteLLM's proxy and Portkey's gateway stand
-beside it:
+instead watches the gateway's memory, `--highest` measures the highest sustained rates alone. Beside it stand LiteLLM's proxy, Portkey's
+gateway, and `bare`: our server and client passing bodies on, which is the least that any gateway of these parts adds:
 
     python3 -m venv litellm && litellm/bin/pip install 'litellm[proxy]==1.108.7'
     npm install --prefix portkey @portkey-ai/gateway@1.15.2
@@ -29,6 +29,7 @@ from typing import Any
 import aiohttp
 import httptools
 import psutil
+import uvicorn
 import uvloop
 
 from babylon_rl.serving import releases
@@ -45,8 +46,8 @@ RAMP = (10, 25, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1_000, 1_300, 1_600)
 SUSTAINED_P99_MS = 1_000
 ROUNDS, ROUND_S = 5, 4.0
 KEY = "sk-bench"
-PORTS = {"direct": 9301, "gateway": 9302, "litellm": 9303, "portkey": 9304}
-RIVALS = ("litellm", "portkey")
+PORTS = {"direct": 9301, "gateway": 9302, "litellm": 9303, "portkey": 9304, "bare": 9305}
+RIVALS = ("litellm", "portkey", "bare")
 WORDS = 20
 _LOGPROBS = [{"token": "hold", "logprob": -0.1, "bytes": None, "top_logprobs": []}] * WORDS
 _MESSAGES = [{"role": "system", "content": "You trade. " * 40}, {"role": "user", "content": "Prices: " + "1.23 " * 150}]
@@ -87,6 +88,28 @@ def mock_model(port: int) -> None:
         await (await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port, backlog=2048)).serve_forever()
 
     uvloop.run(serve())
+
+
+def bare_proxy(port: int) -> None:
+    """uvicorn and aiohttp alone: pass a body on, and its answer back, with nothing read, chosen or recorded."""
+    session: aiohttp.ClientSession | None = None
+
+    async def app(scope: dict[str, Any], receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        nonlocal session
+        if scope["type"] != "http":
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        session = session or aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        async with session.post(f"http://127.0.0.1:{PORTS['direct']}{scope['path']}", data=body) as response:
+            await send({"type": "http.response.start", "status": response.status, "headers": [(b"content-type", b"application/json")]})
+            async for piece in response.content.iter_any():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    uvicorn.run(app, host="127.0.0.1", port=port, http="h11", loop="uvloop", lifespan="off", access_log=False, log_level="error")
 
 
 def _chunked(piece: bytes) -> bytes:
@@ -196,6 +219,9 @@ def targets(litellm: str | None, portkey: str | None) -> Iterator[tuple[dict[str
         command = [sys.executable, "-m", "babylon_rl"]
         subprocess.run([*command, "migrate"], env={**os.environ, **variables}, check=True, stdout=subprocess.DEVNULL)
         gateway = stack.enter_context(process([*command, "serve", "gateway", "--port", "9302"], 9302, "/health", **variables))
+        if litellm is not None or portkey is not None:
+            ports["bare"] = PORTS["bare"]
+            stack.enter_context(process([sys.executable, "-m", "benchmarks.gateway", "--bare", str(ports["bare"])], ports["bare"], "/"))
         if litellm is not None:
             model = {"model": "openai/base", "api_base": "http://127.0.0.1:9301/v1", "api_key": "none"}
             settings = {"model_list": [{"model_name": "base", "litellm_params": model}], "general_settings": {"master_key": KEY}}
@@ -212,8 +238,8 @@ def targets(litellm: str | None, portkey: str | None) -> Iterator[tuple[dict[str
 
 
 def compare(ports: dict[str, int], rates: tuple[int, ...], rounds: int, *, stream: bool) -> list[dict[str, Any]]:
-    """A row per rate and target, with what it adds to the mock asked directly."""
-    rows = []
+    """A row per rate and target, with what it adds to the mock asked directly; ``times_gateway`` is p50 and p99 over the gateway's."""
+    rows: list[dict[str, Any]] = []
     for rate in rates:
         measured: dict[str, list[Round]] = {name: [] for name in ports}
         for _ in range(rounds):
@@ -229,7 +255,9 @@ def compare(ports: dict[str, int], rates: tuple[int, ...], rounds: int, *, strea
             p50 = round(statistics.median(one.at(0.5) for one in those), 2)
             errors, answered = sum(one.errors for one in those), sum(len(one.latencies) for one in those)
             row = {"target": name, "rate": rate, "stream": stream, "answered": answered, "errors": errors, "p50_ms": p50}
-            rows.append(row | added | {"added_first_token_p50_ms": round(first, 2)})
+            ours = next((one for one in rows if one["target"] == "gateway" and one["rate"] == rate and name in RIVALS), None)
+            times = {} if ours is None else {"times_gateway": [round(added[part] / ours[part], 1) for part in added]}
+            rows.append(row | added | {"added_first_token_p50_ms": round(first, 2)} | times)
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -322,6 +350,7 @@ def main() -> None:
     """Measure and print JSON lines."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--mock", type=int)
+    parser.add_argument("--bare", type=int)
     parser.add_argument("--litellm")
     parser.add_argument("--portkey")
     parser.add_argument("--rates", default=",".join(map(str, RATES)))
@@ -332,6 +361,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.mock is not None:
         mock_model(options.mock)
+        return
+    if options.bare is not None:
+        bare_proxy(options.bare)
         return
     if options.switch:
         print(json.dumps(watch_switches()))
