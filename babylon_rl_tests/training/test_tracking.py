@@ -122,7 +122,7 @@ def test_offline_wandb_reads_every_step_and_iteration_back(offline: Settings, tm
 
 
 @pytest.mark.long
-def test_offline_every_directory_of_an_interrupted_training_is_named_and_a_step_in_two_is_the_same(offline: Settings, tmp_path: Path) -> None:
+def test_offline_every_directory_of_an_interrupted_training_is_named_and_its_steps_agree(offline: Settings, tmp_path: Path) -> None:
     first = Tracker(make_batch(), offline)
     tell(first, (1,))  # its only iteration has ended; then the upload waits, say
     abandoned = first.abandon(limit_s=100)
