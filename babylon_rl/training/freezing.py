@@ -7,7 +7,7 @@ hashes, so that the same seed over the same rows freezes the same batch.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
 
@@ -30,6 +30,7 @@ from babylon_rl.store.freezing import (
     record_decisions,
 )
 from babylon_rl.store.registry import Model, next_version, parent_of_line, reserved_by, version_order, version_taken
+from babylon_rl.store.training_status import KeptCounts
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.training.backends.protocol import ANSWER_BACKENDS, chosen_trainer, trainer_choice
 from babylon_rl.versions import seeded_share
@@ -69,10 +70,10 @@ class Freezable:
         return sum(self.windows.values())
 
 
-def count_eligible(connection: Connection, bounds: FreezeBounds, counted: Freezable | None = None) -> Freezable:
-    """Count freezable trajectories by window, and the other new ones by reason; ``counted`` are those of the hours that were read."""
-    counted = counted or count_in_read_hours(connection, bounds)
-    return replace(counted, not_trainable=_most_first(counted.not_trainable, count_unread(connection, bounds)))
+def count_eligible(connection: Connection, bounds: FreezeBounds, kept: KeptCounts | None = None) -> Freezable:
+    """Count freezable trajectories by window, and the other new ones by reason; ``kept`` are those of the hours that were read."""
+    read = kept or count_in_read_hours(connection, bounds)
+    return Freezable(read.episodes, read.windows, _most_first(read.not_trainable, count_unread(connection, bounds)))
 
 
 def count_in_read_hours(connection: Connection, bounds: FreezeBounds) -> Freezable:
