@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from babylon_rl.errors import BabylonError, CheckpointError, ExportError, ModelUnavailable, UsageError
 from babylon_rl.files.durable import sha256
 from babylon_rl.models.base_model import quiet_loading
-from babylon_rl.models.checkpoints import WEIGHTS, RemoteCheckpoint, base_identity, publish, verify, write_remote
+from babylon_rl.models.checkpoints import WEIGHTS, RemoteCheckpoint, base_identity, publish, verify, write_document
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model
 from babylon_rl.training.export.model import export_version, find_version
@@ -125,7 +125,7 @@ def test_what_cannot_be_exported_says_why(version: Model, here: Settings, tmp_pa
         "inference_name": "wandb-artifact:///me",
         "inference_url": "https://b",
     }
-    write_remote(remote, RemoteCheckpoint(**pointer))
+    write_document(remote, RemoteCheckpoint(**pointer))
     cases: list[tuple[Model, type[BabylonError], str]] = [
         (make_model(foreign=True, storage_path="s3://theirs"), UsageError, "another producer.*s3://theirs"),
         (make_model(base_model="dry"), UsageError, "dry run"),

@@ -16,7 +16,7 @@ from babylon_rl.errors import CheckpointError, ExportError, ModelUnavailable, Us
 from babylon_rl.files.durable import copy_tree, publish_directory, sha256
 from babylon_rl.models.base_model import base_model_dir, quiet_loading
 from babylon_rl.models.checkpoint_store import checkpoint_of
-from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, saving_weights, verify, write_manifest
+from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, saving_weights, verify, write_document
 from babylon_rl.models.encoding import encode_prompt
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model
@@ -112,7 +112,7 @@ def _exported(
         (staging / MANIFEST).unlink()  # written anew with the card's hash
     (staging / CARD).write_text(card)
     hashes = {path.relative_to(staging).as_posix(): sha256(path) for path in sorted(staging.rglob("*")) if path.is_file()}
-    write_manifest(staging, msgspec.structs.replace(manifest, files=hashes))
+    write_document(staging, msgspec.structs.replace(manifest, files=hashes))
     kl = _difference(base_dir, directory, staging, merged)
     if not kl <= MOST_KL[merged]:
         raise ExportError(
