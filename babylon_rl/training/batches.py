@@ -362,20 +362,16 @@ def fail_batch(connection: Connection, batch_id: str, error: str, now: datetime,
     return batch
 
 
-def fail_stuck(connection: Connection, now: datetime) -> list[Batch]:
+def fail_stuck(connection: Connection, now: datetime) -> None:
     """Fail started batches without a heartbeat for 7 days, and free their trajectories.
 
     Whether a run is alive is not checked: the batch of a dead run is resumed by the next.
     """
-    failed = []
     for batch in read_batches(connection, LIVE_STATES):
         if batch.state in ABANDON.sources and now - batch.heartbeat_at > ABANDONED_AFTER:
             error = f"Stuck: no heartbeat since {batch.heartbeat_at:%Y-%m-%d %H:%M} UTC."
             with own_transaction(connection):
-                ended = end_failed(connection, batch.batch_id, ABANDON, error, now, batch.attempt)  # not if a run has just taken it up
-            if ended:
-                failed.append(required_batch(connection, batch.batch_id))
-    return failed
+                end_failed(connection, batch.batch_id, ABANDON, error, now, batch.attempt)  # not if a run has just taken it up
 
 
 def pending_batches(connection: Connection) -> list[Batch]:
