@@ -178,11 +178,15 @@ class Dropout:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """Outcome of freezing: the batch, or None with the reason; ``dropped`` is the number of episodes left to dropout."""
+    """Outcome of freezing: the batch, or None with the reason; ``dropped`` is the number of episodes left to dropout.
+
+    ``remembered`` is for the next look at readiness.
+    """
 
     batch: Batch | None
     reason: str
     dropped: int = 0
+    remembered: str | None = None
 
 
 def freeze(

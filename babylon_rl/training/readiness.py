@@ -9,12 +9,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
 from babylon_rl.episodes.quality import SampleQuality, sample_quality
 from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.settings import AutomationSettings, Settings
-from babylon_rl.store.batches import Batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import READ_TABLES, FreezableEpisode, FreezeBounds, look_at_newest
 from babylon_rl.store.observation import watermark
@@ -25,6 +23,7 @@ from babylon_rl.training.conversion import refused_lately
 from babylon_rl.training.freezing import (
     RULES,
     Freezable,
+    Frozen,
     count_eligible,
     count_in_read_hours,
     freeze,
@@ -190,26 +189,18 @@ def measure_quality(connection: Connection, rows: Sequence[TrajectoryRow]) -> Sa
     return sample_quality([(row, logs[row.trajectory_id]) for row in rows])
 
 
-class Start(NamedTuple):
-    """The frozen batch, or None with the reason; ``remembered`` is for the next call."""
-
-    batch: Batch | None
-    reason: str
-    remembered: str | None
-
-
 def freeze_when_ready(
     connection: Connection, settings: Settings, now: datetime, remembered: str | None = None, most: int | None = None
-) -> Start:
-    """Freeze a batch of at most ``most`` trajectories (TRAINING_MAX_TRAJECTORIES), or return the reason against it."""
+) -> Frozen:
+    """Freeze a batch of at most ``most`` trajectories (TRAINING_MAX_TRAJECTORIES), or say why not; ``remembered`` is of the call before."""
     try:
         if (paused := refused_lately(connection, settings, now)) is not None:
-            return Start(None, paused, remembered)
+            return Frozen(None, paused, remembered=remembered)
         why_not, remembered = not_ready(connection, settings, now, remembered)
         if why_not is not None:
-            return Start(None, why_not, remembered)
+            return Frozen(None, why_not, remembered=remembered)
         # Any seed will do that differs between batches and is stored with them.
-        frozen = freeze(
+        return freeze(
             connection,
             settings,
             now,
@@ -219,8 +210,7 @@ def freeze_when_ready(
             settled=True,
         )
     except (TrainingError, UsageError) as refused:
-        return Start(None, str(refused), None)
-    return Start(frozen.batch, frozen.reason, None)
+        return Frozen(None, str(refused))
 
 
 def smaller_batch_due(last: datetime | None, settings: Settings, now: datetime) -> datetime:
