@@ -108,7 +108,7 @@ def episode_records(
 
 
 def judged(score: EpisodeScore | None) -> dict[str, Any]:
-    return {name: getattr(score, name, None) for name in ("score", "advantage", "rank")}
+    return {name: None if score is None else getattr(score, name) for name in ("score", "advantage", "rank")}
 
 
 def is_storable(call: ServedSequence) -> bool:
