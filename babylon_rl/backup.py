@@ -41,7 +41,7 @@ CHECKPOINTS = "checkpoints"
 # Of the state directory.
 STATE = (
     "benchmarks/**/*", "benchmark-results/**/*", "demo.env", "demo-stages.jsonl", "gateway/*", "gateway/spool/*.calls", "plots/**/*",
-    "wandb/*.jsonl", "wandb/offline-run-*/**/*",
+    "wandb/offline-run-*/**/*",
 )  # fmt: skip
 _PLACES = {CHECKPOINTS, *(pattern.partition("/")[0] for pattern in STATE)}
 _BLOCK = 1024 * 1024

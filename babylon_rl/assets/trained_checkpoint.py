@@ -93,8 +93,7 @@ def _finish(connection: Any, tracker: Tracker, trained: Trained, babylon: Babylo
     judging = judging_of(connection, batch_id)
     numbers = iteration_numbers(trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging)
     summary = {"version": model.version, "parent": model.parent_version, "avgReward": model.avg_reward, "trainingLoss": trained.batch.loss}
-    sent = tracker.finish(trained.steps, numbers, {**summary, **batch_costs(trained.steps, judging)})
-    # A resumed run may already have stored this link.
+    sent = tracker.finish(trained.steps, numbers, {**summary, **batch_costs(trained.steps, judging)}, model.tracking_url)
     if sent.link is not None and sent.link != model.tracking_url:
         with own_transaction(connection):
             note_tracking(connection, batch_id, sent.link, babylon.now())

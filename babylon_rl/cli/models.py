@@ -96,16 +96,14 @@ def export(
     """Write a version's files for vLLM and other servers. They are loaded again and compared with the checkpoint first."""
     settings = load_settings()
     model, report = _registered(settings, version)
-    exported = export_version(model, directory.absolute(), settings, report, merged=merged)
-    document = {
-        "version": model.version, "directory": str(exported.directory), "merged": exported.merged, "files": list(exported.files),
-        "kl": exported.kl,
-    }  # fmt: skip
-    adapter = f"--served-model-name base --enable-lora --lora-modules {model.version}={exported.directory} --return-tokens-as-token-ids"
-    serves = f"vllm serve {exported.directory}" if merged else f"vllm serve {model.base_model} {adapter}"
+    target = directory.absolute()
+    files, kl = export_version(model, target, settings, report, merged=merged)
+    document = {"version": model.version, "directory": str(target), "merged": merged, "files": files, "kl": kl}
+    adapter = f"--served-model-name base --enable-lora --lora-modules {model.version}={target} --return-tokens-as-token-ids"
+    serves = f"vllm serve {target}" if merged else f"vllm serve {model.base_model} {adapter}"
     lines = [
-        f"{model.version} is in {exported.directory} ({len(exported.files)} files); loaded again, it is",
-        f"{exported.kl:.2g} nats a token away from the checkpoint. Serve it with `{serves}`.",
+        f"{model.version} is in {target} ({len(files)} files); loaded again, it is",
+        f"{kl:.2g} nats a token away from the checkpoint. Serve it with `{serves}`.",
     ]
     emit(document, lines, as_json)
 

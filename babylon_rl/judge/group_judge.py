@@ -34,7 +34,7 @@ from babylon_rl.judge.group_outcomes import (
     read_verdicts,
     scores_by_order,
 )
-from babylon_rl.judge.judge_store import HEARTBEAT_S, Budget, JudgeStore, OverBudget, first_error, leasing, run_with_heartbeat
+from babylon_rl.judge.judge_store import HEARTBEAT_S, Budget, JudgeStore, OverBudget, leasing, run_with_heartbeat, task_group
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, plan_hours, request_version, rules_version
 from babylon_rl.judge.prompt.forms import looked_at, masked_form, without_words
 from babylon_rl.judge.prompt.render import unreadable
@@ -282,17 +282,14 @@ async def run_pool(
     """
     under_way: dict[asyncio.Task[None], int] = {}
     coming = aiter(groups)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            # wait for room before reading the next group, so that no group waits in memory
-            while (group := await anext(coming, None)) is not None:
-                task = tasks.create_task(work(group), name=group.window)
-                under_way[task] = -(-len(group.episodes) // group.max_episodes)
-                task.add_done_callback(under_way.pop)
-                while sum(under_way.values()) >= 2 * concurrency:
-                    await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-    except BaseExceptionGroup as several:
-        raise first_error(several) from None
+    async with task_group() as tasks:
+        # wait for room before reading the next group, so that no group waits in memory
+        while (group := await anext(coming, None)) is not None:
+            task = tasks.create_task(work(group), name=group.window)
+            under_way[task] = -(-len(group.episodes) // group.max_episodes)
+            task.add_done_callback(under_way.pop)
+            while sum(under_way.values()) >= 2 * concurrency:
+                await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
 
 
 CHANGED_MEANWHILE = "it changed while it was judged; the next run judges it as it is now"

@@ -108,20 +108,21 @@ async def run_with_heartbeat(work: Coroutine[Any, Any, None], store: JudgeStore,
             await store.run(lambda connection: beat())
             await asyncio.sleep(every_s)
 
+    async with task_group() as tasks:
+        beating = tasks.create_task(beats())
+        await work
+        beating.cancel()
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A group of tasks, of which the error that ended the others is raised alone; an interruption comes before any error."""
     try:
         async with asyncio.TaskGroup() as tasks:
-            beating = tasks.create_task(beats())
-            await work
-            beating.cancel()
+            yield tasks
     except BaseExceptionGroup as several:
-        error = first_error(several)
+        error = next((one for one in several.exceptions if not isinstance(one, Exception)), several.exceptions[0])
         raise error from error.__cause__
-
-
-def first_error(several: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended the others; an interruption comes before any error."""
-    leaves = [first_error(error) if isinstance(error, BaseExceptionGroup) else error for error in several.exceptions]
-    return next((error for error in leaves if not isinstance(error, Exception)), leaves[0])
 
 
 @asynccontextmanager

@@ -186,11 +186,11 @@ def _benchmark(report: BenchmarkReport) -> str:
     return _table(facts)
 
 
-def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
+def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> None:
     """Publish a directory saved by peft as ``final_dir``; both must lie on one file system.
 
     Writes the model card and the manifest, names the base in the adapter's config (peft writes a path of this machine), syncs
-    every file, renames. Returns the manifest with its ``files``.
+    every file, renames.
 
     Raises:
         CheckpointError: a file is missing or not allowed, or ``final_dir`` is there already.
@@ -210,14 +210,13 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
     (tmp_dir / MANIFEST).unlink(missing_ok=True)
     # The manifest is written last and lists every other file.
     files = {name: sha256(tmp_dir / name) for name in _files(tmp_dir)}
-    manifest = msgspec.structs.replace(manifest, files=files)
-    write_manifest(tmp_dir, manifest)
+    write_document(tmp_dir, msgspec.structs.replace(manifest, files=files))
     publish_directory(tmp_dir, final_dir)
-    return manifest
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    _write(directory / MANIFEST, manifest)
+def write_document(directory: Path, document: Manifest | RemoteCheckpoint) -> None:
+    content = msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=2) + b"\n"
+    (directory / (MANIFEST if isinstance(document, Manifest) else REMOTE)).write_bytes(content)
 
 
 @contextmanager
@@ -239,14 +238,6 @@ def copy_tokenizer(base_dir: Path, directory: Path) -> None:
     for name in TOKENIZER_PARTS:
         if (base_dir / name).is_file():
             shutil.copyfile(base_dir / name, directory / name)
-
-
-def write_remote(directory: Path, remote: RemoteCheckpoint) -> None:
-    _write(directory / REMOTE, remote)
-
-
-def _write(path: Path, document: msgspec.Struct) -> None:
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=2) + b"\n")
 
 
 def read_remote(directory: Path) -> RemoteCheckpoint | None:

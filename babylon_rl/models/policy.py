@@ -27,7 +27,7 @@ from babylon_rl.errors import CheckpointError, ModelUnavailable, RequestRefused,
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.device import PROCESSOR, BatchSizes, Device, batch_sizes, best_device
 from babylon_rl.models.encoding import encode_prompt, end_ids
-from babylon_rl.models.generation import Generation, Row, Top
+from babylon_rl.models.generation import Generation, Row
 from babylon_rl.models.grammar import compile_grammar
 from babylon_rl.models.prompt_cache import PromptCache
 from babylon_rl.models.row_attention import attention_by_row
@@ -69,7 +69,6 @@ class Completion:
     prompt_tokens: int
     finish_reason: str
     drawn_tokens: int
-    top_logprobs: tuple[Top, ...] = ()
 
 
 class Policy:
@@ -251,11 +250,8 @@ class Policy:
             text, ended = text[:cut], True
             # Tokens before the stop string; one that holds its beginning is not the answer's.
             tokens = tokens[: self.tokens_within(tokens, cut)]
-        shown = len(tokens)
-        return Completion(
-            text, tuple(tokens), tuple(row.logprobs[:shown]), len(row.prompt), "stop" if ended else "length", len(row.tokens),
-            tuple(row.tops[:shown]),
-        )  # fmt: skip
+        logprobs, reason = tuple(row.logprobs[: len(tokens)]), "stop" if ended else "length"
+        return Completion(text, tuple(tokens), logprobs, len(row.prompt), reason, len(row.tokens))
 
     def text(self, tokens: Sequence[int]) -> str:
         """Decode an answer, or its beginning; the end token has no text."""

@@ -110,43 +110,65 @@ def legal_logprobs(hidden_nd: Tensor, head_vd: Tensor, legal_n: Sequence[Sequenc
     return torch.log_softmax(logits.masked_fill(beyond, float("-inf")), dim=-1)
 
 
-def spot_values(hidden_nd: Tensor, head_vd: Tensor, spots: Sequence[tuple[tuple[int, ...] | None, int]]) -> tuple[Tensor, Tensor]:
-    """[N] log-probabilities of the tokens taken and [N] entropies; whole-vocabulary spots and legal sets are computed apart."""
-    values = hidden_nd.new_zeros(len(spots), dtype=torch.float32)
-    entropies = torch.zeros_like(values)
-    open_n = [n for n, (legal, _) in enumerate(spots) if legal is None]
-    bound = [(n, legal, token) for n, (legal, token) in enumerate(spots) if legal is not None]
-    if open_n:
-        picked = torch.tensor([spots[n][1] for n in open_n], device=values.device)
-        where = torch.tensor(open_n, device=values.device)
-        value_n, entropy_n = _in_parts(partial(_open_values, head_vd), hidden_nd[open_n], picked).T
-        values, entropies = values.index_put((where,), value_n), entropies.index_put((where,), entropy_n)
-    if bound:
-        logprobs = legal_logprobs(hidden_nd[[n for n, _, _ in bound]], head_vd, [legal for _, legal, _ in bound])
-        picked = torch.tensor([legal.index(token) for _, legal, token in bound], device=values.device)
-        where = torch.tensor([n for n, _, _ in bound], device=values.device)
-        values = values.index_put((where,), logprobs.gather(-1, picked[:, None])[:, 0])
-        # -inf beyond a set's size would make 0 * -inf = nan, in the gradient too.
-        finite = logprobs.masked_fill(torch.isinf(logprobs), 0.0)
-        entropies = entropies.index_put((where,), -(logprobs.exp() * finite).sum(-1))
-    return values, entropies
+@dataclass(frozen=True)
+class Distributions:
+    """Distributions at N hidden states.
+
+    ``legal_bm``: [B, M] log-probabilities over the legal tokens at the states under a grammar, whose places are ``bound``; ``open_od``:
+    [O, D] hidden states at the others, whose log-probabilities over the vocabulary would be larger.
+    """
+
+    bound: list[int]
+    legal_bm: Tensor | None
+    open_od: Tensor
+
+    @classmethod
+    def of(cls, hidden_nd: Tensor, head_vd: Tensor, legal_n: Sequence[tuple[int, ...] | None]) -> "Distributions":
+        """Distributions at N hidden states; legal tokens None are the whole vocabulary."""
+        bound = [n for n, legal in enumerate(legal_n) if legal is not None]
+        legal_bm = legal_logprobs(hidden_nd[bound], head_vd, [legal for legal in legal_n if legal is not None]) if bound else None
+        return cls(bound, legal_bm, hidden_nd[[n for n, legal in enumerate(legal_n) if legal is None]])
+
+    @property
+    def free(self) -> list[int]:
+        """Places of the states without a grammar."""
+        return sorted({*range(len(self.bound) + len(self.open_od))} - {*self.bound})
+
+    def kl_from(self, other: "Distributions", head_vd: Tensor) -> Tensor:
+        """[N] KL(these || others) in nats; exact, as estimates explode."""
+        kl_n = head_vd.new_zeros(len(self.bound) + len(self.open_od), dtype=torch.float32)
+        if self.legal_bm is not None and other.legal_bm is not None:
+            # Where a set is padded both are -inf, and their difference would be NaN. One of the two may be padded further.
+            width = min(self.legal_bm.shape[1], other.legal_bm.shape[1])
+            own_bm = self.legal_bm[:, :width]
+            away_bm = (own_bm - other.legal_bm[:, :width]).masked_fill(own_bm.isinf(), 0.0)
+            kl_n[self.bound] = (own_bm.exp() * away_bm).sum(-1)
+        if len(self.open_od):
+            kl_n[self.free] = _in_parts(partial(_open_divergence, head_vd), self.open_od, other.open_od)
+        return kl_n
 
 
 def divergence(hidden_nd: Tensor, reference_nd: Tensor, head_vd: Tensor, legal_n: Sequence[tuple[int, ...] | None]) -> Tensor:
-    """[N] KL divergences from a reference over the legal tokens (None: the vocabulary), in nats; exact, as estimates explode."""
-    kl = hidden_nd.new_zeros(len(legal_n), dtype=torch.float32)
-    open_n = [n for n, legal in enumerate(legal_n) if legal is None]
-    bound_n = [n for n, legal in enumerate(legal_n) if legal is not None]
-    if open_n:
-        open_kl = _in_parts(partial(_open_divergence, head_vd), hidden_nd[open_n], reference_nd[open_n])
-        kl = kl.index_put((torch.tensor(open_n, device=kl.device),), open_kl)
-    if bound_n:
-        legal = [legal_n[n] or () for n in bound_n]
-        policy, reference = (legal_logprobs(hidden[bound_n], head_vd, legal) for hidden in (hidden_nd, reference_nd))
-        # Where a set is padded both are -inf, and their difference would be NaN.
-        away = (policy - reference).masked_fill(torch.isinf(policy), 0.0)
-        kl = kl.index_put((torch.tensor(bound_n, device=kl.device),), (policy.exp() * away).sum(-1))
-    return kl
+    """[N] KL divergences from a reference, as ``Distributions.kl_from``."""
+    policy, reference = (Distributions.of(states_nd, head_vd, legal_n) for states_nd in (hidden_nd, reference_nd))
+    return policy.kl_from(reference, head_vd)
+
+
+def spot_values(hidden_nd: Tensor, head_vd: Tensor, spots: Sequence[tuple[tuple[int, ...] | None, int]]) -> tuple[Tensor, Tensor]:
+    """[N] log-probabilities of the tokens taken and [N] entropies; whole-vocabulary spots and legal sets are computed apart."""
+    found = Distributions.of(hidden_nd, head_vd, [legal for legal, _ in spots])
+    values = hidden_nd.new_zeros(len(spots), dtype=torch.float32)
+    entropies = torch.zeros_like(values)
+    if len(found.open_od):
+        picked = torch.tensor([token for legal, token in spots if legal is None], device=values.device)
+        values[found.free], entropies[found.free] = _in_parts(partial(_open_values, head_vd), found.open_od, picked).T
+    if found.legal_bm is not None:
+        picked = torch.tensor([legal.index(token) for legal, token in spots if legal is not None], device=values.device)
+        values[found.bound] = found.legal_bm.gather(-1, picked[:, None])[:, 0]
+        # -inf beyond a set's size would make 0 * -inf = nan, in the gradient too.
+        finite = found.legal_bm.masked_fill(torch.isinf(found.legal_bm), 0.0)
+        entropies[found.bound] = -(found.legal_bm.exp() * finite).sum(-1)
+    return values, entropies
 
 
 def _open_values(head_vd: Tensor, hidden_nd: Tensor, picked_n: Tensor) -> Tensor:

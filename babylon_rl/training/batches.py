@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import groupby
 from pathlib import Path
 
 from babylon_rl.errors import BatchConflict, JudgeUnavailable, NothingToTrain, NoTrainer, TrainingError, TrainingPaused
@@ -155,7 +154,7 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
         # Episodes removed by dropout do not count in their group's scores.
         dropped = left_to_dropout(connection, windows)
         groups = {window: without_agents(group, {agent for hour, agent in dropped if hour == window}) for window, group in scores.items()}
-        answers = _answers(connection, batch, episodes, effective)
+        answers, _ = answers_that_train(connection, [e for e in episodes if e.dropped is None], effective, batch.backend)
         flat = {window for window, group in groups.items() if _is_flat(group, answers.get(window), effective)}
         judged = [_judged(e, groups.get(e.window), e.window in flat, e.window in scores.quarantined) for e in episodes]
         # Advanced once more in the transaction of the judgements: a run that was taken over while the judge was asked writes none.
@@ -340,19 +339,12 @@ def _judged(episode: BatchEpisode, scores: GroupScores | None, flat: bool, quara
     return replace(episode, score=own.score, rank=own.rank, advantage=own.advantage, dropped=reason, parts=parts)
 
 
-def _answers(connection: Connection, batch: Batch, episodes: Sequence[BatchEpisode], settings: Settings) -> Mapping[str, AnswersByCall]:
-    # Episodes come by window.
-    remaining = (episode for episode in episodes if episode.dropped is None)
-    in_window = {window: list(own) for window, own in groupby(remaining, key=lambda episode: episode.window)}
-    return answers_that_train(connection, in_window, settings, batch.backend)[0]
-
-
 def _prepared(connection: Connection, batch: Batch, settings: Settings) -> Prepared:
     episodes = read_batch_episodes(connection, batch.batch_id)
     remaining = [episode for episode in episodes if episode.dropped is None]
     windows = {episode.window for episode in remaining}
     dropped = {e.window: e.dropped for e in episodes if e.dropped is not None and e.window not in windows}
-    return Prepared(batch, remaining, dropped, _answers(connection, batch, remaining, settings))
+    return Prepared(batch, remaining, dropped, answers_that_train(connection, remaining, settings, batch.backend)[0])
 
 
 def cancel_batch(connection: Connection, batch_id: str, reason: str, now: datetime) -> Batch:
@@ -370,20 +362,16 @@ def fail_batch(connection: Connection, batch_id: str, error: str, now: datetime,
     return batch
 
 
-def fail_stuck(connection: Connection, now: datetime) -> list[Batch]:
+def fail_stuck(connection: Connection, now: datetime) -> None:
     """Fail started batches without a heartbeat for 7 days, and free their trajectories.
 
     Whether a run is alive is not checked: the batch of a dead run is resumed by the next.
     """
-    failed = []
     for batch in read_batches(connection, LIVE_STATES):
         if batch.state in ABANDON.sources and now - batch.heartbeat_at > ABANDONED_AFTER:
             error = f"Stuck: no heartbeat since {batch.heartbeat_at:%Y-%m-%d %H:%M} UTC."
             with own_transaction(connection):
-                ended = end_failed(connection, batch.batch_id, ABANDON, error, now, batch.attempt)  # not if a run has just taken it up
-            if ended:
-                failed.append(required_batch(connection, batch.batch_id))
-    return failed
+                end_failed(connection, batch.batch_id, ABANDON, error, now, batch.attempt)  # not if a run has just taken it up
 
 
 def pending_batches(connection: Connection) -> list[Batch]:

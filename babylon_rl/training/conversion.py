@@ -7,7 +7,7 @@ batch. A training without a trainable token is refused here, with the cause and 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -45,7 +45,7 @@ AnswersByCall = Mapping[tuple[str, str], Answers]  # trajectory and call
 CUT = "an answer that was cut off"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Conversion:
     """Sequences of a batch, newest window first, with counts of episodes and calls left out.
 
@@ -55,13 +55,13 @@ class Conversion:
     have their episode's advantage although CREDIT asks for their part's: their hours were judged as a whole.
     """
 
-    sequences: Sequence[TrainSequence]
-    by_window: Mapping[str, Sequence[TrainSequence]]
-    per_episode: Mapping[tuple[str, str], int]
-    left_out: Mapping[str, int]
-    staleness: Mapping[str, int]
-    replayed: Mapping[str, AnswersByCall] = field(default_factory=dict)
-    not_replayed: Mapping[str, int] = field(default_factory=dict)
+    sequences: Sequence[TrainSequence] = ()
+    by_window: Mapping[str, Sequence[TrainSequence]] = field(default_factory=dict)
+    per_episode: dict[tuple[str, str], int] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    staleness: Counter[str] = field(default_factory=Counter)
+    replayed: dict[str, AnswersByCall] = field(default_factory=dict)
+    not_replayed: Counter[str] = field(default_factory=Counter)
     own_trades: int = 0
     own_pnl_usd: float = 0.0
     by_hour: int = 0
@@ -89,18 +89,14 @@ def convert(
         in_window.setdefault(episode.window, []).append(episode)
     spill: Spill[TrainSequence] = Spill(settings.home)
     places: dict[str, list[Place]] = {}
-    per_episode: dict[tuple[str, str], int] = {}
-    left_out: Counter[str] = Counter()
-    staleness: Counter[str] = Counter()
-    own_trades, own_pnl_usd, by_hour = 0, 0.0, 0
-    replayed: dict[str, AnswersByCall] = {}
-    not_replayed: Counter[str] = Counter()
+    made = Conversion()
     for windows in reading_chunks(connection, in_window):
         outcomes = read_many_outcomes(connection, windows, settings)
-        groups, reasons = answers_that_train(connection, {window: in_window[window] for window in windows}, settings, backend)
-        replayed |= groups
-        not_replayed.update(reasons)
-        for some in by_rows([episode for window in windows for episode in in_window[window]]):
+        read = [episode for window in windows for episode in in_window[window]]
+        groups, reasons = answers_that_train(connection, read, settings, backend)
+        made.replayed |= groups
+        made.not_replayed.update(reasons)
+        for some in by_rows(read):
             served = trajectories_with_texts(connection, [i for episode in some for i in episode.trajectory_ids], settings)
             for window, own in groupby(some, key=lambda episode: episode.window):
                 group = list(own)
@@ -109,28 +105,26 @@ def convert(
                     # Popped, so that texts are let go one after the other. A row that moved to another hour since the freeze is not read.
                     trajectories = [served.pop(i) for i in episode.trajectory_ids if i in served and served[i].window == window]
                     asked = [row for row in trajectories if any(not call.scripted for call in row.sequences)]
-                    own_trades += sum(row.trades for row in asked)
-                    own_pnl_usd += sum(row.delta for row in asked)
+                    made.own_trades += sum(row.trades for row in asked)
+                    made.own_pnl_usd += sum(row.delta for row in asked)
                     calls = [call for trajectory in trajectories for call in trajectory.sequences]
-                    trainable = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
+                    trainable = [call for call in calls if _trains(call, secrets, settings, versions, made.left_out, made.staleness)]
                     if window in groups:
                         sequences = [one for call in trainable for one in _answers(call, episode, groups[window])]
                         number = sum((call.trajectory_id, call.call_id) in groups[window] for call in trainable)
-                        left_out[RECORDED] += len(trainable) - number
+                        made.left_out[RECORDED] += len(trainable) - number
                     else:
                         sequences = [_sequence(call, episode, len(trainable), settings) for call in trainable]
-                        by_hour += sum(one.part is None for one in sequences) if settings.by_part else 0
+                        made.by_hour += sum(one.part is None for one in sequences) if settings.by_part else 0
                         number = len(sequences)
                     # Also where it is 0: an episode without a sequence leaves the batch by this count, or is its hour's baseline.
-                    per_episode[window, episode.agent_id] = number
+                    made.per_episode[window, episode.agent_id] = number
                     places.setdefault(window, []).extend(spill.write(sequences))
     newest_first = {window: own for window, own in sorted(places.items(), reverse=True) if own}
-    by_window = {window: Spilled(spill, own) for window, own in newest_first.items()}
-    everything = Spilled(spill, [place for own in newest_first.values() for place in own])
-    return Conversion(
-        everything, by_window, per_episode, dict(+left_out), dict(staleness), replayed, dict(not_replayed), own_trades, own_pnl_usd,
-        by_hour,
-    )  # fmt: skip
+    made.by_window = {window: Spilled(spill, own) for window, own in newest_first.items()}
+    made.sequences = Spilled(spill, [place for own in newest_first.values() for place in own])
+    made.left_out = +made.left_out
+    return made
 
 
 def refuse_empty(conversion: Conversion, batch_id: str) -> None:
@@ -170,7 +164,7 @@ def _trains(
 
 
 def answers_that_train(
-    connection: Connection, episodes: Mapping[str, Sequence[BatchEpisode]], settings: Settings, backend: str
+    connection: Connection, episodes: Iterable[BatchEpisode], settings: Settings, backend: str
 ) -> tuple[dict[str, AnswersByCall], Counter[str]]:
     """Return the answers of the hours that train by them, by call, and the number of the other hours by reason.
 
@@ -179,15 +173,17 @@ def answers_that_train(
     """
     if settings.credit != "answers":
         return {}, Counter()
+    frozen: dict[str, set[str]] = {}
+    for episode in episodes:
+        frozen.setdefault(episode.window, set()).update(episode.trajectory_ids)
     refused = without_answers(settings) or (None if backend in ANSWER_BACKENDS else f"the backend {backend} trains recorded answers alone")
     if refused is not None:
-        return {}, Counter({refused: len(episodes)})
+        return {}, Counter({refused: len(frozen)})
     groups: dict[str, AnswersByCall] = {}
     others: Counter[str] = Counter()
-    stored = read_replayed(connection, list(episodes))
-    for window, own in episodes.items():
-        frozen = {trajectory_id for episode in own for trajectory_id in episode.trajectory_ids}
-        held = [group for group in stored[window].groups if group.trajectory_id in frozen] if window in stored else []
+    stored = read_replayed(connection, list(frozen))
+    for window, own in frozen.items():
+        held = [group for group in stored[window].groups if group.trajectory_id in own] if window in stored else []
         if any(group.model_version for group in held):
             groups[window] = {(group.trajectory_id, group.call_id): group.answers for group in held}
         else:

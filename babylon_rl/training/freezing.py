@@ -7,7 +7,7 @@ hashes, so that the same seed over the same rows freezes the same batch.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
 
@@ -30,6 +30,7 @@ from babylon_rl.store.freezing import (
     record_decisions,
 )
 from babylon_rl.store.registry import Model, next_version, parent_of_line, reserved_by, version_order, version_taken
+from babylon_rl.store.training_status import KeptCounts
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.training.backends.protocol import ANSWER_BACKENDS, chosen_trainer, trainer_choice
 from babylon_rl.versions import seeded_share
@@ -69,10 +70,10 @@ class Freezable:
         return sum(self.windows.values())
 
 
-def count_eligible(connection: Connection, bounds: FreezeBounds, counted: Freezable | None = None) -> Freezable:
-    """Count freezable trajectories by window, and the other new ones by reason; ``counted`` are those of the hours that were read."""
-    counted = counted or count_in_read_hours(connection, bounds)
-    return replace(counted, not_trainable=_most_first(counted.not_trainable, count_unread(connection, bounds)))
+def count_eligible(connection: Connection, bounds: FreezeBounds, kept: KeptCounts | None = None) -> Freezable:
+    """Count freezable trajectories by window, and the other new ones by reason; ``kept`` are those of the hours that were read."""
+    read = kept or count_in_read_hours(connection, bounds)
+    return Freezable(read.episodes, read.windows, _most_first(read.not_trainable, count_unread(connection, bounds)))
 
 
 def count_in_read_hours(connection: Connection, bounds: FreezeBounds) -> Freezable:
@@ -177,15 +178,15 @@ class Dropout:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """Outcome of freezing: the batch, or None with the reason.
+    """Outcome of freezing: the batch, or None with the reason; ``dropped`` is the number of episodes left to dropout.
 
-    ``freezable`` counts the available rows; of a full batch only the rows read until it was full.
+    ``remembered`` is for the next look at readiness.
     """
 
     batch: Batch | None
     reason: str
-    freezable: Freezable
     dropped: int = 0
+    remembered: str | None = None
 
 
 def freeze(
@@ -218,10 +219,10 @@ def freeze(
         bounds = freeze_bounds(connection, settings, now, windows, settled)
         freezable, dropout = _look_and_choose(connection, settings, bounds, max_trajectories, minimum, seed)
         if freezable.trajectories == 0 or freezable.trajectories < minimum:
-            return Frozen(None, _too_few(freezable, bounds, minimum), freezable)
+            return Frozen(None, _too_few(freezable, bounds, minimum))
         if not dropout.kept:
             why = f"No episode has as few as {max_trajectories} trajectories: raise --max-trajectories or TRAINING_MAX_TRAJECTORIES."
-            return Frozen(None, why, freezable)
+            return Frozen(None, why)
         parent = parent_of_line(connection, line.base_model, promoted=settings.auto_promote)
         # The freeze lock is held, so two batches of one millisecond get following numbers.
         milliseconds = (now - datetime(1970, 1, 1)) // timedelta(milliseconds=1)
@@ -236,14 +237,12 @@ def freeze(
         )  # fmt: skip
         insert_batch(connection, new)
         record_dropped(connection, batch_id, DROPOUT, [(e.window, e.agent_id) for e in dropout.dropped], now)
-        return Frozen(read_batch(connection, batch_id), "", freezable, len(dropout.dropped))
+        return Frozen(read_batch(connection, batch_id), "", len(dropout.dropped))
 
 
-def dropout_rate(freezable_trajectories: int) -> float:
-    """Dropout rate: 0 up to 1000 freezable trajectories, else min(0.3, 1 - 1000 / total)."""
-    if freezable_trajectories <= DROPOUT_FREE:
-        return 0.0
-    return min(DROPOUT_MOST, 1 - DROPOUT_FREE / freezable_trajectories)
+def dropout_rate(total: int, free: int = DROPOUT_FREE) -> float:
+    """Dropout rate: 0 up to ``free`` freezable trajectories, else min(0.3, 1 - free / total)."""
+    return min(DROPOUT_MOST, 1 - free / total) if total > free else 0.0
 
 
 def decide_dropout(
@@ -296,7 +295,7 @@ def drop_before_judging(connection: Connection, windows: Sequence[str], settings
             if episodes and episodes[-1].window < min(wanted) and total * (1 - DROPOUT_MOST) >= least:
                 break
         ours = [episode for episode in episodes if episode.window in wanted]
-        rate = min(DROPOUT_MOST, 1 - least / total) if total > least else 0.0
+        rate = dropout_rate(total, least)
         dropout = decide_dropout(ours, rate, 0, settings.min_agents_per_window, least_trajectories=settings.training_min_group_size)
         record_decisions(connection, sorted({episode.window for episode in ours}), rate, total, now)
         record_dropped(connection, None, DROPOUT, [(e.window, e.agent_id) for e in dropout.dropped], now)

@@ -9,12 +9,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
 from babylon_rl.episodes.quality import SampleQuality, sample_quality
 from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.settings import AutomationSettings, Settings
-from babylon_rl.store.batches import Batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import READ_TABLES, FreezableEpisode, FreezeBounds, look_at_newest
 from babylon_rl.store.observation import watermark
@@ -25,6 +23,7 @@ from babylon_rl.training.conversion import refused_lately
 from babylon_rl.training.freezing import (
     RULES,
     Freezable,
+    Frozen,
     count_eligible,
     count_in_read_hours,
     freeze,
@@ -67,9 +66,8 @@ def readiness(connection: Connection, settings: Settings, now: datetime, *, may_
         kept = read_kept_counts(connection) if may_be_kept else None
         if kept is not None:
             recent = kept.seconds > LONG_COUNT_S and timedelta(0) <= now - kept.counted_at <= KEPT_FOR
-            kept = kept if recent or kept.mark == _watermarks(connection, settings, now)[0] else None
-        in_read_hours = None if kept is None else Freezable(kept.episodes, kept.windows, kept.not_trainable)
-        freezable = count_eligible(connection, bounds, in_read_hours)
+            kept = kept if recent or kept.mark == _watermark(connection, settings, now) else None
+        freezable = count_eligible(connection, bounds, kept)
         quality = _newest_quality(connection, bounds)
         unscored = unscored_windows(connection, list(freezable.windows))
         reason = _reason(settings, freezable, quality.mean)
@@ -91,7 +89,7 @@ def keep_counts(connection: Connection, settings: Settings, now: datetime) -> st
     """Keep the counts for looks at the status, if anything was written; say so."""
     with connection.transaction():
         # Taken before the count: what is written while it counts makes the next look count again.
-        mark, _ = _watermarks(connection, settings, now)
+        mark = _watermark(connection, settings, now)
         kept = read_kept_counts(connection)
         if mark is None or (kept is not None and kept.mark == mark):
             return "Nothing was written." if mark is not None else "The server does not count writes: each look at the status counts."
@@ -110,7 +108,7 @@ def not_ready(connection: Connection, settings: Settings, now: datetime, remembe
     every call.
     """
     with connection.transaction():
-        counted, sampled = _watermarks(connection, settings, now)
+        counted, sampled = _watermark(connection, settings, now), _watermark(connection, settings, now, "public.llm_call_logs")
         before, _, reason = (remembered or "").partition(" ")
         if before and before in (counted, sampled):
             return reason, remembered
@@ -125,16 +123,12 @@ def not_ready(connection: Connection, settings: Settings, now: datetime, remembe
         return message, None if mark is None else f"{mark} {message}"
 
 
-def _watermarks(connection: Connection, settings: Settings, now: datetime) -> tuple[str | None, str | None]:
-    """Watermarks of the inputs of the counts, and of the counts plus row quality."""
+def _watermark(connection: Connection, settings: Settings, now: datetime, *more: str) -> str | None:
+    """Watermark of the inputs of the counts; with ``more`` tables, of row quality too."""
     least = (settings.training_min_trajectories, settings.training_min_groups, settings.training_min_group_size)
     hours = (*last_hours(settings, now, settled=True), settings.lookback_hours, settings.min_agents_per_window, trained_by(settings))
-    arriving = ("public.trajectories",)
-    counted, sampled = (
-        watermark(connection, tables, hours, least, settings.data_quality_threshold, without_inserts=arriving)
-        for tables in (READ_TABLES, (*READ_TABLES, "public.llm_call_logs"))
-    )
-    return counted, sampled
+    tables, arriving = (*READ_TABLES, *more), ("public.trajectories",)
+    return watermark(connection, tables, hours, least, settings.data_quality_threshold, without_inserts=arriving)
 
 
 def _groups(settings: AutomationSettings, freezable: Freezable) -> int:
@@ -195,26 +189,18 @@ def measure_quality(connection: Connection, rows: Sequence[TrajectoryRow]) -> Sa
     return sample_quality([(row, logs[row.trajectory_id]) for row in rows])
 
 
-class Start(NamedTuple):
-    """The frozen batch, or None with the reason; ``remembered`` is for the next call."""
-
-    batch: Batch | None
-    reason: str
-    remembered: str | None
-
-
 def freeze_when_ready(
     connection: Connection, settings: Settings, now: datetime, remembered: str | None = None, most: int | None = None
-) -> Start:
-    """Freeze a batch of at most ``most`` trajectories (TRAINING_MAX_TRAJECTORIES), or return the reason against it."""
+) -> Frozen:
+    """Freeze a batch of at most ``most`` trajectories (TRAINING_MAX_TRAJECTORIES), or say why not; ``remembered`` is of the call before."""
     try:
         if (paused := refused_lately(connection, settings, now)) is not None:
-            return Start(None, paused, remembered)
+            return Frozen(None, paused, remembered=remembered)
         why_not, remembered = not_ready(connection, settings, now, remembered)
         if why_not is not None:
-            return Start(None, why_not, remembered)
+            return Frozen(None, why_not, remembered=remembered)
         # Any seed will do that differs between batches and is stored with them.
-        frozen = freeze(
+        return freeze(
             connection,
             settings,
             now,
@@ -224,8 +210,7 @@ def freeze_when_ready(
             settled=True,
         )
     except (TrainingError, UsageError) as refused:
-        return Start(None, str(refused), None)
-    return Start(frozen.batch, frozen.reason, None)
+        return Frozen(None, str(refused))
 
 
 def smaller_batch_due(last: datetime | None, settings: Settings, now: datetime) -> datetime:

@@ -3,8 +3,7 @@
 The child's costs, failures and waits do not affect this process: no failure here ever fails a training. It gets one line of JSON (the run
 to open), then one line per row to log (or the checkpoint to upload as an artifact of type ``model``), and answers with the run's page (or,
 offline, its directory). Its files, login and caches stay under BABYLON_RL_HOME/wandb. Step numbers follow from the iteration's place, so
-that an interrupted training does not log the same step twice. Offline a file of JSON lines, appended by the child, which outlives a
-training that dies, records which directory holds what.
+that an interrupted training does not log the same step twice: online a resumed run says which rows it has.
 """
 
 import json
@@ -219,17 +218,12 @@ class Tracker:
         self._settings = settings
         self._steps: list[StepMetrics] = []
         self._process: WandbProcess | None = None
-        self._memory = settings.home / "wandb" / f"{batch.batch_id}.jsonl"
-        # Of runs before this one: offline no service says which rows it has.
-        remembered = _remembered(self._memory) if self.refusal is None else []
-        self._link = next((str(line["link"]) for line in reversed(remembered) if "link" in line), None)
-        logged = max((int(line["logged"]) for line in remembered if "logged" in line), default=-1)
         config = {
             "baseModel": batch.base_model, "backend": batch.backend, "version": batch.version, "parent": batch.parent_version,
             "seed": batch.seed, "windows": list(batch.windows), "trajectories": batch.trajectories, **batch.settings,
         }  # fmt: skip
         self._request = run_request(settings, batch.batch_id, batch.version, "training") | {
-            "group": batch.base_model.replace("/", "-")[:128], "config": config, "memory": str(self._memory), "logged": logged,
+            "group": batch.base_model.replace("/", "-")[:128], "config": config,
         }  # fmt: skip
 
     def step(self, metrics: StepMetrics) -> None:
@@ -243,12 +237,17 @@ class Tracker:
         if metrics.step >= metrics.steps:
             self._send()
 
-    def finish(self, steps: Sequence[TrainingStep], numbers: Mapping[int, Mapping[str, Any]], summary: Mapping[str, Any]) -> WandbResult:
-        """Log the finished iterations, with ``numbers`` by iteration, and the ``summary`` of the training; close the run."""
+    def finish(
+        self, steps: Sequence[TrainingStep], numbers: Mapping[int, Mapping[str, Any]], summary: Mapping[str, Any], link: str | None = None
+    ) -> WandbResult:
+        """Log the finished iterations, with ``numbers`` by iteration, and the ``summary`` of the training; close the run.
+
+        ``link`` is that of a training that was finished before.
+        """
         if self.refusal is not None:
             return WandbResult(self.refusal)
-        if not self._steps and self._process is None and self._link is not None:
-            return WandbResult("As it is in Weights & Biases already.", self._link)
+        if link is not None:
+            return WandbResult("As it is in Weights & Biases already.", link)
         self._send()
         # Rows of whole iterations are written again on a resume: their step numbers are the same.
         for step in steps:
@@ -259,11 +258,9 @@ class Tracker:
         process.write({"summary": dict(summary)})
         sent = process.end()
         # An interrupted offline training has several directories; all of them must be synced.
-        if sent.link is not None:
-            _remember(self._memory, {"link": sent.link})
-            directories = [str(line["directory"]) for line in _remembered(self._memory) if "directory" in line]
-            if len(directories) > 1:  # of runs that were interrupted
-                sent = replace(sent, words=f"Written for `wandb sync {' '.join(directories)}`.")
+        directories = sorted(map(str, (self._settings.home / "wandb").glob(f"offline-run-*-{self._request['id']}")))
+        if sent.link in directories[1:]:
+            return replace(sent, words=f"Written for `wandb sync {' '.join(directories)}`.")
         return sent
 
     def abandon(self, limit_s: float = ABANDON_S) -> WandbResult:
@@ -345,22 +342,6 @@ def _iteration_row(step: TrainingStep) -> dict[str, Any]:
     return {"iteration": step.iteration, "loss": step.loss, "trainableTokens": step.trainable_tokens} | rate | metrics
 
 
-def _remembered(memory: Path) -> list[dict[str, Any]]:
-    """Read the lines of a batch's memory file, without one cut off by a crash."""
-    entries: list[dict[str, Any]] = []
-    with suppress(OSError):
-        for line in memory.read_bytes().splitlines():
-            with suppress(ValueError):
-                if isinstance(entry := json.loads(line), dict):
-                    entries.append(entry)
-    return entries
-
-
-def _remember(memory: Path, line: Mapping[str, Any]) -> None:
-    with suppress(OSError), memory.open("a") as out:  # then another run of this batch logs it once more
-        out.write(json.dumps(line) + "\n")
-
-
 def _log(lines: Iterator[str]) -> dict[str, str]:
     """Log incoming lines in the child; return the run's page or directory as ``link``."""
     request = json.loads(next(lines))
@@ -372,25 +353,20 @@ def _log(lines: Iterator[str]) -> dict[str, str]:
         wandb.Api(timeout=60).artifact(request["artifact"]).download(root=request["directory"], skip_cache=True)
         return {"link": request["directory"]}
     run, link = open_run(request)
-    offline = request["mode"] == "offline"
     if request["job_type"] == JOB_TYPE:
         given = json.loads(next(lines))
         artifact = wandb.Artifact(given["name"], "model", metadata=given["metadata"])
         artifact.add_dir(given["directory"], policy="immutable")
         logged = run.log_artifact(artifact, aliases=["latest", given["version"]])
-        if not offline:
+        if request["mode"] == "online":
             logged.wait()  # returns when it is up, and raises when that fails, of which the run's end says nothing
         name = f"{run.entity}/{run.project}/{given['name']}:{given['version']}"
         run.finish()
         return {"link": link, "artifact": name}
-    memory = Path(request["memory"])
-    if offline:
-        _remember(memory, {"directory": link})
     run.define_metric("*", step_metric="iteration")
     run.define_metric("step/*", step_metric="trainer/step")
-    # The last step that the service has; offline, the last one in the directories before.
-    # Rows up to it are skipped below: a run that died after it had sent an iteration is followed by one that sends it again.
-    last_step = int(request["logged"]) if offline else int(run.step) - 1 if run.resumed else -1
+    # The last step that the service has. A run that died after it had sent an iteration is followed by one that sends it again.
+    last_step = int(run.step) - 1 if run.resumed else -1
     for line in lines:
         entry = json.loads(line)
         if "summary" in entry:
@@ -399,8 +375,6 @@ def _log(lines: Iterator[str]) -> dict[str, str]:
             last_step = entry["step"]
             run.log(entry["row"] | {"trainer/step": last_step}, step=last_step)
     run.finish()
-    if offline:
-        _remember(memory, {"logged": last_step})
     return {"link": link}
 
 

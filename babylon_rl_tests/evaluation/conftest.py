@@ -10,7 +10,7 @@ import pytest
 
 from babylon_rl.files.durable import sha256
 from babylon_rl.market.simulation.games import Game
-from babylon_rl.models.checkpoints import MANIFEST, Manifest, RemoteCheckpoint, base_identity, publish, write_remote
+from babylon_rl.models.checkpoints import MANIFEST, Manifest, RemoteCheckpoint, base_identity, publish, write_document
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
@@ -73,7 +73,7 @@ def make_version(connection: Connection, settings: Settings, base_dir: Path, tmp
             pointer = RemoteCheckpoint(
                 service=service, model="m", step=1, artifact="m:step1", inference_name=asked, inference_url=service
             )  # fmt: skip
-            write_remote(staging, pointer)
+            write_document(staging, pointer)
         else:
             write_tensors(staging / "adapter_model.safetensors", float(version[-1]))
             (staging / "adapter_config.json").write_text('{"peft_type": "LORA"}')

@@ -13,7 +13,7 @@ from babylon_rl.alerts import send_test
 from babylon_rl.errors import CheckpointError, ModelUnavailable
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.models.checkpoint_store import checkpoint_of
-from babylon_rl.models.checkpoints import RemoteCheckpoint, verify, write_remote
+from babylon_rl.models.checkpoints import RemoteCheckpoint, verify, write_document
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.registry import read_models
@@ -98,7 +98,7 @@ def test_a_call_of_a_version_goes_to_a_server_of_the_settings_whatever_its_row_s
 
 @pytest.mark.parametrize("url", [METADATA, "http://127.0.0.1:1/v1", "https://api.inference.wandb.ai@evil.example/v1", "file:///etc/passwd"])
 def test_the_key_of_a_service_goes_to_its_own_addresses_whatever_a_checkpoint_names(settings: Settings, tmp_path: Path, url: str) -> None:
-    write_remote(
+    write_document(
         tmp_path,
         RemoteCheckpoint(service="wandb", model="m", step=1, artifact="a", inference_name="wandb-artifact:///a", inference_url=url),
     )

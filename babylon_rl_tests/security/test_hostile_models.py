@@ -11,7 +11,7 @@ import pytest
 from babylon_rl.errors import CheckpointError, ModelUnavailable
 from babylon_rl.files.durable import sha256
 from babylon_rl.models.base_model import base_model_dir, damage
-from babylon_rl.models.checkpoints import MANIFEST, load_manifest, verify, write_manifest
+from babylon_rl.models.checkpoints import MANIFEST, load_manifest, verify, write_document
 from babylon_rl.models.policy import Policy
 from babylon_rl.settings import Settings
 from babylon_rl_tests.models.conftest import published, tiny_base
@@ -95,7 +95,7 @@ def test_an_adapter_with_code_is_refused_although_its_manifest_lists_it(publishe
     listed = load_manifest(published)
     files = {**listed.files, name: sha256(published / name)}
     (published / MANIFEST).unlink()
-    write_manifest(published, msgspec.structs.replace(listed, files=files))
+    write_document(published, msgspec.structs.replace(listed, files=files))
     with pytest.raises(CheckpointError, match=f"{name}, which can run code"):
         verify(published)
     assert not (published / "ran").exists()

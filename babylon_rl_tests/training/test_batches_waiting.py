@@ -31,8 +31,10 @@ def test_a_batch_is_left_to_its_next_run_for_a_week_and_failed_then(connection, 
         if waits_for is not None:
             note_waiting(connection, batch.batch_id, attempt, waits_for)
     connection.commit()
-    assert fail_stuck(connection, NOW + timedelta(days=7)) == []
-    (stuck,) = fail_stuck(connection, NOW + timedelta(days=7, minutes=1))
+    fail_stuck(connection, NOW + timedelta(days=7))
+    assert read_batch(connection, batch.batch_id).live
+    fail_stuck(connection, NOW + timedelta(days=7, minutes=1))
+    stuck = read_batch(connection, batch.batch_id)
     assert stuck.error == "Stuck: no heartbeat since 2025-10-30 12:00 UTC."
     assert count_freezable(connection, settings, NOW).trajectories == 373  # free again
 

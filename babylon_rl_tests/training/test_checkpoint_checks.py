@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from babylon_rl.assets.partitions import batches
-from babylon_rl.models.checkpoints import RemoteCheckpoint, publish, write_remote
+from babylon_rl.models.checkpoints import RemoteCheckpoint, publish, write_document
 from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.training import checkpoint_checks as look
 from babylon_rl.training.backends.dry import DryTrainer
@@ -92,7 +92,7 @@ def remote_checkpoint(played, remote, stand_in, tmp_path):
 def pointing(tmp_path, url, base):
     made, final = tmp_path / "made", tmp_path / f"at-{url.rpartition(':')[2]}"
     made.mkdir()
-    write_remote(made, RemoteCheckpoint(service=url, model="m", step=1, artifact="m:step1", inference_name="m:step1", inference_url=url))
+    write_document(made, RemoteCheckpoint(service=url, model="m", step=1, artifact="m:step1", inference_name="m:step1", inference_url=url))
     publish(made, final, make_manifest(DryTrainer(base).base_identity(), version="v1.0.0"))
     return final
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from babylon_rl.errors import CheckpointError, Diverged, NothingToTrain
-from babylon_rl.models.checkpoints import WEIGHTS, Manifest, RemoteCheckpoint, publish, verify, write_remote
+from babylon_rl.models.checkpoints import WEIGHTS, Manifest, RemoteCheckpoint, publish, verify, write_document
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.settings import Settings
@@ -309,7 +309,7 @@ def test_a_parent_that_cannot_be_continued_from_is_named(cpu_settings: Settings,
         parent.mkdir()
     if broken == "at a service":
         url = "https://a"
-        write_remote(parent, RemoteCheckpoint(service=url, model="a", step=3, artifact="a:step3", inference_name="a", inference_url=url))
+        write_document(parent, RemoteCheckpoint(service=url, model="a", step=3, artifact="a:step3", inference_name="a", inference_url=url))
     with pytest.raises(CheckpointError, match=said):
         trained(cpu_settings, tmp_path / "out", make_lesson(1), parent=parent)
 

@@ -227,7 +227,7 @@ def test_what_a_full_batch_leaves_is_not_looked_at(database, settings):
     assert frozen.batch is not None
     assert set(frozen.batch.windows) == {hours[-1]} and 90 < frozen.batch.trajectories <= 100
     assert frozen.batch.dropout["rate"] == dropout_rate(total) == 0.3
-    assert DROPOUT_STEADY <= frozen.freezable.trajectories < total
+    assert DROPOUT_STEADY <= frozen.batch.dropout["freezable"] < total
 
 
 @pytest.mark.parametrize("credit", WITHOUT_SPREAD)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from babylon_rl.errors import BabylonError, CheckpointError, ExportError, ModelUnavailable, UsageError
 from babylon_rl.files.durable import sha256
 from babylon_rl.models.base_model import quiet_loading
-from babylon_rl.models.checkpoints import WEIGHTS, RemoteCheckpoint, base_identity, publish, verify, write_remote
+from babylon_rl.models.checkpoints import WEIGHTS, RemoteCheckpoint, base_identity, publish, verify, write_document
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model
 from babylon_rl.training.export.model import export_version, find_version
@@ -56,8 +56,8 @@ def with_adapter(base_dir: Path, adapter: str | Path | None) -> torch.nn.Module:
 def test_an_exported_adapter_is_the_checkpoint_and_loads_on_the_base(
     version: Model, here: Settings, tiny_base: Path, tmp_path: Path
 ) -> None:
-    exported = export_version(version, tmp_path / "out", here)
-    assert exported.kl == 0.0 and verify(tmp_path / "out", tiny_base).version == "v1.0.0"
+    _, kl = export_version(version, tmp_path / "out", here)
+    assert kl == 0.0 and verify(tmp_path / "out", tiny_base).version == "v1.0.0"
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["peft_type"]) == ("tiny", "LORA")
     loaded = with_adapter(tiny_base, tmp_path / "out")
@@ -91,10 +91,8 @@ def test_the_card_of_an_export_has_the_benchmark_and_what_was_trained_with(
 
 
 def test_a_merged_model_needs_neither_peft_nor_the_base(version: Model, here: Settings, tiny_base: Path, tmp_path: Path) -> None:
-    exported = export_version(version, tmp_path / "out", here, merged=True)
-    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "README.md", "manifest.json"} <= set(
-        exported.files
-    )
+    files, _ = export_version(version, tmp_path / "out", here, merged=True)
+    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "README.md", "manifest.json"} <= set(files)
     trained = with_adapter(tiny_base, version.checkpoint)
     assert torch.allclose(logits(base(tmp_path / "out")), logits(trained), atol=1e-4)
     message = [{"role": "user", "content": "x"}]
@@ -125,7 +123,7 @@ def test_what_cannot_be_exported_says_why(version: Model, here: Settings, tmp_pa
         "inference_name": "wandb-artifact:///me",
         "inference_url": "https://b",
     }
-    write_remote(remote, RemoteCheckpoint(**pointer))
+    write_document(remote, RemoteCheckpoint(**pointer))
     cases: list[tuple[Model, type[BabylonError], str]] = [
         (make_model(foreign=True, storage_path="s3://theirs"), UsageError, "another producer.*s3://theirs"),
         (make_model(base_model="dry"), UsageError, "dry run"),

@@ -1,6 +1,7 @@
 """A training at Weights & Biases: the real client, offline into files that `wandb sync` reads, online against a stand-in over HTTP."""
 
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -116,12 +117,12 @@ def test_offline_wandb_reads_every_step_and_iteration_back(offline: Settings, tm
     assert {name: last[name] for name in ("iteration", "loss", "kl", "tokensPerSecond", "rewardMean")} == pytest.approx(
         {"iteration": 2, "loss": 0.5, "kl": 0.02, "tokensPerSecond": 50.0, "rewardMean": 0.6}
     )
-    again = Tracker(make_batch(), offline).finish(steps, {}, {})
+    again = Tracker(make_batch(), offline).finish(steps, {}, {}, sent.link)
     assert (again.words, again.link) == ("As it is in Weights & Biases already.", sent.link)
 
 
 @pytest.mark.long
-def test_offline_every_directory_of_an_interrupted_training_is_named_and_no_step_is_in_two(offline: Settings, tmp_path: Path) -> None:
+def test_offline_every_directory_of_an_interrupted_training_is_named_and_its_steps_agree(offline: Settings, tmp_path: Path) -> None:
     first = Tracker(make_batch(), offline)
     tell(first, (1,))  # its only iteration has ended; then the upload waits, say
     abandoned = first.abandon(limit_s=100)
@@ -132,7 +133,8 @@ def test_offline_every_directory_of_an_interrupted_training_is_named_and_no_step
     assert sent.words == f"Written for `wandb sync {abandoned.link} {sent.link}`."
     with weights_and_biases() as service:
         rows = synced(sent.words, service, tmp_path)
-    assert [row["_step"] for row in rows] == [STRIDE + 1, STRIDE + 2, ITERATIONS + 1]
+    assert [row["_step"] for row in rows] == [STRIDE + 1, STRIDE + 2, STRIDE + 1, STRIDE + 2, ITERATIONS + 1]
+    assert [row["step/loss"] for row in rows[:2]] == [row["step/loss"] for row in rows[2:4]]
     assert service.summary["version"] == "v1.0.2"
 
 
@@ -145,13 +147,16 @@ from babylon_rl.training.tracking import Tracker
 from babylon_rl_tests.training.test_tracking import make_batch, tell
 tracker = Tracker(make_batch(), load_settings(babylon_rl_home=sys.argv[1], wandb_mode="offline", wandb_project="p"))
 tell(tracker, (1, 2))
+print(tracker._process._child.pid, flush=True)
 time.sleep(60)
 """
-    memory = offline.home / "wandb" / "batch-1761825600000.jsonl"
-    with subprocess.Popen([sys.executable, "-c", told, str(offline.home)]) as training:
-        wait_for(lambda: memory.is_file())  # the child has its run, and the steps are on their way to it
+    with subprocess.Popen([sys.executable, "-c", told, str(offline.home)], stdout=subprocess.PIPE, text=True) as training:
+        assert training.stdout is not None
+        child = os.pidfd_open(int(training.stdout.readline()))
+        wait_for(lambda: any((offline.home / "wandb").glob("offline-run-*")))  # it has its run, and the steps are on their way to it
         training.kill()
-    wait_for(lambda: "logged" in memory.read_text())
+    assert select.select([child], [], [], 60)[0]  # it has ended
+    os.close(child)
     sent = Tracker(make_batch(), offline).finish([make_step(1), make_step(2)], {}, {})
     with weights_and_biases() as service:
         rows = synced(sent.words, service, tmp_path)
@@ -175,13 +180,6 @@ def init(*, settings, **_):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     sent = Tracker(make_batch(), offline).finish([make_step(1)], {}, {})
     assert sent.words == "Written for `wandb sync /a`."
-
-
-def test_a_memory_that_a_crash_cut_off_is_read_as_far_as_it_goes(offline: Settings) -> None:
-    memory = offline.home / "wandb" / "batch-1761825600000.jsonl"
-    memory.parent.mkdir(parents=True)
-    memory.write_text('{"directory": "/a"}\n{"link": "/a"}\n{"lin')
-    assert Tracker(make_batch(), offline).finish([make_step(1)], {}, {}).link == "/a"
 
 
 @pytest.mark.long

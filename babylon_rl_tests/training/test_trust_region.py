@@ -12,12 +12,11 @@ from safetensors.torch import load_file
 
 from babylon_rl.errors import Diverged
 from babylon_rl.models.checkpoints import WEIGHTS
-from babylon_rl.models.scoring import divergence
+from babylon_rl.models.scoring import Distributions
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.cpu import PARENT_BOUND
 from babylon_rl.training.backends.cpu.bounds import (
     KIND_PROMPTS,
-    Distributions,
     Measured,
     action_shares,
     read,
@@ -145,7 +144,10 @@ def test_the_kl_is_exact_under_grammars_and_in_free_text() -> None:
     head, policy, other = torch.randn(7, 4), torch.randn(4, 4), torch.randn(4, 4)
     for legal in ([(1, 4), None, (0, 2, 6), None], [(1, 4)] * 4, [None] * 4):
         here, there = (Distributions.of(hidden, head, legal) for hidden in (policy, other))
-        torch.testing.assert_close(here.kl_from(there, head), divergence(policy, other, head, legal))
+        among = [head if tokens is None else head[list(tokens)] for tokens in legal]
+        ours, theirs = ([(rows @ hidden[n]).log_softmax(-1) for n, rows in enumerate(among)] for hidden in (policy, other))
+        exact = torch.stack([(own.exp() * (own - its)).sum() for own, its in zip(ours, theirs, strict=True)])
+        torch.testing.assert_close(here.kl_from(there, head), exact)
 
 
 def kinds(tiny_base: Path, parent_n: Sequence[int], policy_n: Sequence[float]) -> tuple[dict[int, float], float | None]:

@@ -211,7 +211,7 @@ class Trainer(ABC):
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: OnStep) -> IterationResult:
         """Train one iteration and write its checkpoint into the empty directory ``out``, after ``prepare``.
 
-        That is an adapter (safetensors, adapter_config.json), or a service's pointer (models.checkpoints.write_remote). ``parent`` is the
+        That is an adapter (safetensors, adapter_config.json), or a service's pointer (models.checkpoints.write_document). ``parent`` is the
         directory to continue from (the parent version, or the iteration before), None for the bare base. Optimizer state may be kept in
         files named ``trainer_state*`` in ``out``; the next iteration finds them in its ``parent``, and they are not published. ``on_step``
         is called after every optimizer step and may raise (cancelled).

@@ -15,7 +15,7 @@ import msgspec
 from babylon_rl.judge.consensus import scores_document as judged_document
 from babylon_rl.training.export.destination import Destination
 from babylon_rl.training.export.hours import ExportHour
-from babylon_rl.training.export.records import Record, row
+from babylon_rl.training.export.records import Record, judged, row
 from babylon_rl.types import MESSAGE_SOURCES, count_reasons
 
 NO_REWARD = 0.0  # ART has no trajectory without a reward; a group in which all are equal teaches nothing
@@ -123,10 +123,9 @@ class ArchiveWriter:
 def group_document(hour: ExportHour) -> dict[str, Any]:
     episodes = []
     for episode in hour.episodes:
-        score = hour.score_of(episode.agent_id)
-        judged = {name: None if score is None else getattr(score, name) for name in ("score", "advantage", "rank")}
         document = msgspec.to_builtins(episode)
-        episodes.append({name: document[name] for name in _OF_EPISODE} | judged | {"records": hour.served[episode.agent_id]})
+        own = {name: document[name] for name in _OF_EPISODE} | judged(hour.score_of(episode.agent_id))
+        episodes.append(own | {"records": hour.served[episode.agent_id]})
     return {
         "groupId": hour.window,
         "window": hour.window,

@@ -6,7 +6,6 @@ checkpoint's. Its model card has the benchmark's result; the manifest lists all 
 
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from babylon_rl.errors import CheckpointError, ExportError, ModelUnavailable, Us
 from babylon_rl.files.durable import copy_tree, publish_directory, sha256
 from babylon_rl.models.base_model import base_model_dir, quiet_loading
 from babylon_rl.models.checkpoint_store import checkpoint_of
-from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, saving_weights, verify, write_manifest
+from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, saving_weights, verify, write_document
 from babylon_rl.models.encoding import encode_prompt
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model
@@ -31,20 +30,12 @@ ANSWER_TOKENS = 8  # of the checkpoint's own answer, along which the two are com
 MOST_KL = {False: 1e-6, True: 0.005}  # nats a token, by whether merged: merging rounds the sum to the base's own precision
 
 
-@dataclass(frozen=True)
-class ExportedModel:
-    """Result of an export: directory, files, mean KL from the checkpoint (nats/token)."""
-
-    directory: Path
-    files: tuple[str, ...]
-    merged: bool
-    kl: float
-
-
 def export_version(
     model: Model, target: Path, settings: Settings, report: BenchmarkReport | None = None, *, merged: bool = False
-) -> ExportedModel:
+) -> tuple[list[str], float]:
     """Export a version into the new or empty directory ``target``; ``merged`` writes a full model. The model card has the ``report``.
+
+    Returns the files, and the mean KL from the checkpoint, in nats a token.
 
     Raises:
         UsageError: the version cannot be exported (another producer's, a dry run's, a service's), or the directory holds files.
@@ -100,7 +91,7 @@ def _exportable(model: Model, settings: Settings) -> Path:
 
 def _exported(
     manifest: Manifest, directory: Path, base_dir: Path, staging: Path, target: Path, report: BenchmarkReport | None, merged: bool
-) -> ExportedModel:
+) -> tuple[list[str], float]:
     card = model_card(manifest, report)
     if merged:
         _merge(directory, base_dir, staging)
@@ -112,7 +103,7 @@ def _exported(
         (staging / MANIFEST).unlink()  # written anew with the card's hash
     (staging / CARD).write_text(card)
     hashes = {path.relative_to(staging).as_posix(): sha256(path) for path in sorted(staging.rglob("*")) if path.is_file()}
-    write_manifest(staging, msgspec.structs.replace(manifest, files=hashes))
+    write_document(staging, msgspec.structs.replace(manifest, files=hashes))
     kl = _difference(base_dir, directory, staging, merged)
     if not kl <= MOST_KL[merged]:
         raise ExportError(
@@ -122,7 +113,7 @@ def _exported(
     if target.exists():
         target.rmdir()  # empty, as was checked
     publish_directory(staging, target)
-    return ExportedModel(target, tuple(sorted([*hashes, MANIFEST])), merged, kl)
+    return sorted([*hashes, MANIFEST]), kl
 
 
 def _merge(directory: Path, base_dir: Path, staging: Path) -> None:

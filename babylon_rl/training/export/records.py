@@ -65,6 +65,9 @@ class RecordColumn(NamedTuple):
     meaning: str
 
 
+_OF_CALL = (
+    "trajectory_id", "call_id", "messages", "response", "purpose", "source", "model", "model_version", "scripted", "finish_reason",
+)  # fmt: skip
 _KINDS: dict[Any, str] = {
     str: "string", str | None: "string", int | None: "int64", float: "float64", float | None: "float64", bool: "bool", list[str]: "strings",
     list[dict[str, str]]: "messages", list[TokenLogprob] | None: "logprobs", dict[str, Any] | None: "json",
@@ -82,26 +85,16 @@ def episode_records(
     """Build the records of an episode's storable calls; ``score`` is its score in ``group``."""
     return [
         Record(
+            **{name: getattr(call, name) for name in _OF_CALL},
+            **judged(score),
             split=split,
             window=episode.window,
             agent_id=episode.agent_id,
-            trajectory_id=call.trajectory_id,
-            call_id=call.call_id,
             # A number beyond 64 bits fits no Parquet column.
             step=call.step if -_INT64 <= call.step < _INT64 else None,
-            messages=call.messages,
-            response=call.response,
             # As read back from JSON: numbers that it lacks become null.
             response_format=msgspec.json.decode(msgspec.json.encode(call.response_format), type=dict[str, Any] | None),
             logprobs=_logprobs(call.logprobs),
-            purpose=call.purpose,
-            source=call.source,
-            model=call.model,
-            model_version=call.model_version,
-            scripted=call.scripted,
-            score=None if score is None else score.score,
-            advantage=None if score is None else score.advantage,
-            rank=None if score is None else score.rank,
             judge=None if score is None or group is None else group.judge,
             group_size=None if score is None or group is None else group.group_size,
             window_pnl=episode.window_pnl if math.isfinite(episode.window_pnl) else None,
@@ -109,10 +102,13 @@ def episode_records(
             usable=episode.usable,
             weight=1 / len(served),
             trajectory_ids=list(episode.trajectory_ids),
-            finish_reason=call.finish_reason,
         )
         for call in served
     ]
+
+
+def judged(score: EpisodeScore | None) -> dict[str, Any]:
+    return {name: None if score is None else getattr(score, name) for name in ("score", "advantage", "rank")}
 
 
 def is_storable(call: ServedSequence) -> bool:

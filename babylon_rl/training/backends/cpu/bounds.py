@@ -20,7 +20,7 @@ from peft import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
 
 from babylon_rl.errors import Diverged
-from babylon_rl.models.scoring import EncodedSequence, divergence, legal_logprobs
+from babylon_rl.models.scoring import Distributions, EncodedSequence
 from babylon_rl.training.backends.cpu import COLLAPSED_SHARE, KL_BOUND, PARENT_BOUND, TURNED_SHARE
 from babylon_rl.training.backends.cpu.policy import Group, Item, Pack, PackedPolicy, by_pack, choices
 
@@ -33,43 +33,8 @@ MEASURED_PACKS = 8  # for the KL from the base; each is computed twice, and thei
 AtChoices = dict[EncodedSequence, list[Tensor]]
 
 
-@dataclass(frozen=True)
-class Distributions:
-    """A policy's distributions at the N choices of a pack, without gradients.
-
-    ``legal_bm``: [B, M] log-probabilities over the legal tokens at the choices under a grammar, whose places are ``bound``; ``open_od``:
-    [O, D] hidden states at the others, whose log-probabilities over the vocabulary would be larger.
-    """
-
-    bound: list[int]
-    legal_bm: Tensor | None
-    open_od: Tensor
-
-    @classmethod
-    def of(cls, hidden_nd: Tensor, head_vd: Tensor, legal_n: Sequence[tuple[int, ...] | None]) -> "Distributions":
-        """Distributions at N hidden states; legal tokens None are the whole vocabulary."""
-        bound = [n for n, legal in enumerate(legal_n) if legal is not None]
-        legal_bm = legal_logprobs(hidden_nd[bound], head_vd, [legal for legal in legal_n if legal is not None]) if bound else None
-        return cls(bound, legal_bm, hidden_nd[[n for n, legal in enumerate(legal_n) if legal is None]])
-
-    def kl_from(self, other: "Distributions", head_vd: Tensor) -> Tensor:
-        """[N] exact KL(these || others) in nats."""
-        kl_n = head_vd.new_zeros(len(self.bound) + len(self.open_od)).float()
-        is_open_n = kl_n.new_ones(len(kl_n)).bool()
-        if self.legal_bm is not None and other.legal_bm is not None:
-            # Where a set is padded both are -inf, and their difference would be NaN. One of the two may be padded further.
-            width = min(self.legal_bm.shape[1], other.legal_bm.shape[1])
-            own_bm = self.legal_bm[:, :width]
-            away_bm = (own_bm - other.legal_bm[:, :width]).masked_fill(own_bm.isinf(), 0.0)
-            kl_n[self.bound] = (own_bm.exp() * away_bm).sum(-1)
-            is_open_n[self.bound] = False
-        if len(self.open_od):
-            kl_n[is_open_n] = divergence(self.open_od, other.open_od, head_vd, [None] * len(self.open_od))
-        return kl_n
-
-
 def distributions(hidden_nd: Tensor, head_vd: Tensor, items: Sequence[Item], group: Group) -> list[Distributions]:
-    """Distributions of each pack of a group, from the hidden states at their choices."""
+    """Distributions of each pack of a group at its choices, from the hidden states there."""
     return [
         Distributions.of(part, head_vd, [items[n].encoded.legal_t[t] for _, n, t in choices(row, items)])
         for part, row in zip(by_pack(hidden_nd, group, items), group, strict=True)
@@ -77,7 +42,7 @@ def distributions(hidden_nd: Tensor, head_vd: Tensor, items: Sequence[Item], gro
 
 
 def read(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) -> dict[Pack, Distributions]:
-    """Distributions of the policy at all choices of the packs: one forward pass."""
+    """Distributions of the policy at all choices of the packs, without gradients: one forward pass."""
 
     def compute(group: Group) -> list[Distributions]:
         with torch.no_grad():  # holds for a thread alone

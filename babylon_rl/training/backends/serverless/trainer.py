@@ -12,7 +12,7 @@ from typing import Any
 
 from babylon_rl.errors import CheckpointError, NothingToTrain
 from babylon_rl.interrupts import run_coroutine
-from babylon_rl.models.checkpoints import read_remote, write_remote
+from babylon_rl.models.checkpoints import read_remote, write_document
 from babylon_rl.services import WANDB
 from babylon_rl.settings import Settings
 from babylon_rl.store.write_ahead import RemoteJob, newest_job
@@ -93,7 +93,7 @@ class ServerlessTrainer(ArtTrainer):
             )  # fmt: skip
             done = await RemoteJobRunner(service, run, self._times, self._at).train(job, lambda: self._post(iteration, service), tell)
             assert done.step_after is not None
-            write_remote(out, service.remote(done.step_after, done.job_id))
+            write_document(out, service.remote(done.step_after, done.job_id))
             self._at("pointer written")
             # A step that counts must not fail as one without tokens: where the service tells no number, that of the post stands in.
             tokens = done.trainable_tokens or self._counted(iteration, service)[1].trainable_tokens or done.sequences or 1
