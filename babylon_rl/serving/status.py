@@ -24,7 +24,7 @@ from babylon_rl.store.judge_requests import spent_on
 from babylon_rl.store.registry import Model, deployed_model, read_models
 from babylon_rl.store.releases import ON_TRIAL, read_rollouts
 from babylon_rl.store.scores import by_other_rules
-from babylon_rl.store.training_status import JudgedState, arrivals, daemon_seen_at, judged_state, trajectory_totals
+from babylon_rl.store.training_status import JudgedState, arrivals, daemon_seen_at, judged_state, trajectory_stats
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends.protocol import TRAINING_GB, trainer_choice
 from babylon_rl.training.batches import pending_batches
@@ -50,7 +50,6 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
         bounds = freeze_bounds(connection, settings, now)
         judged = judged_state(connection, bounds.first, bounds.end)
         automation = _automation(connection, settings, now, models, pending, judged)
-        totals = trajectory_totals(connection)
         return shapes.StatusDocument(
             status="healthy" if all(getattr(automation.health, part) for part in shapes.PARTS) else "degraded",
             automation=automation,
@@ -61,9 +60,9 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
             lineage=_lineage(models, read_reports(connection)),
             rollout=_rollout(connection, settings),
             alerts=[shapes.AlertDocument.of(alert) for alert in read_alerts(connection) if alert.open and alert.due_at <= now],
-            recent_jobs=[shapes.BatchDocument.of(batch) for batch in batches[:JOBS_SHOWN]],
+            recent_jobs=[shapes.BatchDocument.of(batch, foreign=False) for batch in batches[:JOBS_SHOWN]],
             models=[shapes.ModelDocument.of(model) for model in models],
-            trajectory_stats=shapes.TrajectoryStats.of(totals, means=shapes.TrajectoryMeans.of(totals)),
+            trajectory_stats=trajectory_stats(connection),
             timestamp=moment(now) or "",
         )  # fmt: skip
 
@@ -82,12 +81,12 @@ def _automation(
     last, came = last_completed_at(connection), arrivals(connection, now)
     deployed, own = deployed_model(models), [model for model in models if not model.foreign]
     return shapes.Automation(
-        data_collection=shapes.DataCollection(
-            last24h=came.last_day, last7d=came.last_week, rate_per_hour=round(came.last_day / 24, 3), newest_at=moment(came.newest_at),
+        data_collection=shapes.DataCollection.of(
+            came, rate_per_hour=round(came.last24h / 24, 3),
             newest_age_hours=None if came.newest_at is None else round((now - came.newest_at) / HOUR, 3),
         ),
         training=shapes.TrainingJobs(
-            current_job=None if current is None else shapes.BatchDocument.of(current),
+            current_job=None if current is None else shapes.BatchDocument.of(current, foreign=False),
             last_completed=moment(last),
             next_scheduled=None if last is None else moment(last + timedelta(hours=settings.training_interval_hours)),
         ),
@@ -134,15 +133,13 @@ def _judge(connection: Connection, settings: Settings, now: datetime, judged: Ju
     own = [found for found in judge_agreements(connection) if found.judge == settings.judge_model]
     newest = max(own, key=lambda found: found.measured_at, default=None)
     others, others_usd = by_other_rules(connection, bounds.first, bounds.end, settings.judge_model, judge_version(settings))
-    return shapes.JudgeDocument(
-        model=settings.judge_model, hours_scored=judged.scored, hours_waiting=judged.waiting, hours_quarantined=judged.quarantined,
-        hours_by_other_rules=others, other_rules_usd=others_usd,
-        waiting_reason=judged.reason, disagreement=judged.disagreement, spent_today_usd=spent, budget_usd=settings.judge_budget_usd,
-        unpriced=unpriced,
-        agreement=None if newest is None else shapes.AgreementDocument(
-            judge=newest.judge, mean=newest.expected[0], low=newest.expected[1], high=newest.expected[2], hours=newest.hours,
-            measured_at=moment(newest.measured_at),
-        ),
+    agreement = None
+    if newest is not None:
+        mean, low, high = newest.expected
+        agreement = shapes.AgreementDocument.of(newest, mean=mean, low=low, high=high)
+    return shapes.JudgeDocument.of(
+        judged, model=settings.judge_model, hours_by_other_rules=others, other_rules_usd=others_usd, spent_today_usd=spent,
+        budget_usd=settings.judge_budget_usd, unpriced=unpriced, agreement=agreement,
     )  # fmt: skip
 
 
@@ -207,8 +204,8 @@ def _storage(settings: Settings, current: Batch | None) -> tuple[bool, str]:
 
 
 def _judge_health(settings: Settings, judged: JudgedState) -> tuple[bool, str]:
-    if judged.reason is not None:
-        return False, f"{judged.waiting} hours wait: {judged.reason}"
+    if judged.waiting_reason is not None:
+        return False, f"{judged.hours_waiting} hours wait: {judged.waiting_reason}"
     return True, "a rule on this machine" if settings.judge_model == HEURISTIC else f"no hour waits for {settings.judge_model}"
 
 
