@@ -3,14 +3,12 @@
 Times are UTC, in ISO 8601.
 """
 
-from datetime import datetime
 from typing import Any, Literal, Self
 
 import msgspec
 
-from babylon_rl.store.columns import Time, document_of
+from babylon_rl.store.columns import Time, document_of, json_value
 from babylon_rl.store.training_status import TrajectoryStats
-from babylon_rl.windows import moment
 
 PARTS = ("database", "storage", "judge", "trainer", "daemon")  # that work in a healthy system
 
@@ -21,8 +19,7 @@ class Shape(msgspec.Struct, kw_only=True, rename="camel"):
     @classmethod
     def of(cls, row: Any, **others: Any) -> Self:
         """Build the document of a row by its fields' names, times (naive UTC) as text; ``others`` come first."""
-        values = {name: getattr(row, name) for name in cls.__struct_fields__ if name not in others}
-        shown = {name: moment(value) if isinstance(value, datetime) else value for name, value in values.items()}
+        shown = {name: json_value(getattr(row, name)) for name in cls.__struct_fields__ if name not in others}
         return cls(**shown, **others)
 
 

@@ -53,10 +53,11 @@ def camel(name: str) -> str:
 def document_of(row: Any, *names: str) -> dict[str, Any]:
     """Return the fields ``names`` of a row (all of a dataclass) by their camelCase names, JSON-ready; times are UTC texts."""
     values = {camel(name): getattr(row, name) for name in names or [field.name for field in fields(row)]}
-    return {name: _plain(value) for name, value in values.items()}
+    return {name: json_value(value) for name, value in values.items()}
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """Return a field of a row as JSON has it; a time as UTC text."""
     return moment(value) if isinstance(value, datetime) else list(value) if isinstance(value, tuple) else value
 
 

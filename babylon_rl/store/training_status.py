@@ -10,10 +10,10 @@ from typing import Literal
 
 import msgspec
 
-from babylon_rl.store.columns import SERVER_NOW, Time, columns_of, listed
+from babylon_rl.store.columns import SERVER_NOW, Time, columns_of, json_value, listed
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import newest_window_with_rows
-from babylon_rl.windows import moment, window_of
+from babylon_rl.windows import window_of
 
 EXACT_UP_TO = 10_000
 SAMPLED_PAGES = 200
@@ -168,7 +168,7 @@ def recent_trajectories(connection: Connection, now: datetime, limit: int) -> li
     """Return the last trajectories, newest first, of the newest hours in "windowId"."""
     # Not converted: a row of the game that breaks a rule of its table costs the status nothing.
     rows = connection.execute(_RECENT, {"newest": window_of(now), "most": limit})
-    return [TrajectoryDocument(*(moment(value) if isinstance(value, datetime) else value for value in row)) for row in rows]
+    return [TrajectoryDocument(*map(json_value, row)) for row in rows]
 
 
 def judged_state(connection: Connection, first: str, end: str) -> JudgedState:
