@@ -74,7 +74,7 @@ from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.releases import Rollout
+from babylon_rl.store.releases import ReleaseAuthor, Rollout
 from babylon_rl.store.training_status import hours_read, lock_trigger, recent_trajectories
 from babylon_rl.training.batches import cancel_batch, fail_stuck, pending_batches
 from babylon_rl.training.freezing import freeze, freeze_bounds
@@ -442,8 +442,8 @@ async def _read_upload(api: AdminApi, request: Request, client: str, files: Asyn
     return AdminRequest(client, utc_now(), facts, model, version)
 
 
-def _author(request: AdminRequest) -> releases.ReleaseAuthor:
-    return releases.ReleaseAuthor(f"api: {request.client}", "by the admin API", request.now)
+def _author(request: AdminRequest) -> ReleaseAuthor:
+    return ReleaseAuthor(f"api: {request.client}", "by the admin API", request.now)
 
 
 def _status(refused: BabylonError) -> int:

@@ -23,14 +23,14 @@ from babylon_rl.recorder.writer import BackgroundWriter
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.call_writer import CallWriter
 from babylon_rl.serving.promotion import advance, promote
-from babylon_rl.serving.releases import ReleaseAuthor, deploy, pause, resume, rollback
+from babylon_rl.serving.releases import deploy, pause, resume, rollback
 from babylon_rl.serving.routing import route
 from babylon_rl.serving.spool import Spool, spool_directory
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import read_report, undecided_batches, write_report
 from babylon_rl.store.observation import trajectory_versions
 from babylon_rl.store.registry import model_of_batch
-from babylon_rl.store.releases import ON_TRIAL, RoutingTable, read_rollouts, read_routing
+from babylon_rl.store.releases import ON_TRIAL, ReleaseAuthor, RoutingTable, read_rollouts, read_routing
 from babylon_rl.training.backends.protocol import Trainer
 from babylon_rl.training.backends.serverless.runner import Times
 from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
