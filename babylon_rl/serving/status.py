@@ -30,7 +30,7 @@ from babylon_rl.training.backends.protocol import TRAINING_GB, trainer_choice
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.conversion import refused_lately
 from babylon_rl.training.freezing import freeze_bounds
-from babylon_rl.training.lifecycle import BatchProgress, fit_durations, progress_of
+from babylon_rl.training.lifecycle import fit_durations, iterations_of
 from babylon_rl.training.readiness import readiness
 from babylon_rl.training.tracking import refusal
 from babylon_rl.types import BenchmarkReport
@@ -105,26 +105,40 @@ def progress_document(
     connection: Connection, settings: Settings, current: Batch, batches: Sequence[Batch], now: datetime
 ) -> shapes.ProgressDocument:
     """Progress of an unfinished batch; ``batches`` are the past ones whose durations tell its end."""
+    steps, iterations = read_steps(connection, current.batch_id), max(1, iterations_of(current))
+    done = {step.iteration: step for step in steps if step.finished_at is not None}
+    # Of an iteration that was begun several times the newest start counts.
+    running = next((step for step in reversed(steps) if step.iteration not in done), None)
+    step, of_steps = (0, 0) if running is None else (len(running.losses), running.planned_steps or 0)
+    share = min(1.0, (len(done) + (step / of_steps if of_steps else 0.0)) / iterations)
+    elapsed_s = 0.0 if current.started_at is None else max(0.0, (now - current.started_at).total_seconds())
     fit = fit_durations(batches, current.backend)
-    progress = progress_of(current, read_steps(connection, current.batch_id), fit, now)
-    remaining_s = progress.remaining_s
+    total_s = None if fit is None else fit.base_s + fit.per_trajectory_s * current.trajectories
+    if share and current.started_at is not None:
+        # Losses are stored with a heartbeat.
+        ended = [step.finished_at for step in done.values() if step.finished_at is not None] + [current.heartbeat_at] * bool(step)
+        began = min(step.started_at for step in steps)
+        # The run's own pace weighs as much as is done, so that one early iteration does not throw the estimate about.
+        own_s = (began - current.started_at).total_seconds() + (max(ended) - began).total_seconds() / share
+        total_s = own_s if total_s is None else share * own_s + (1 - share) * total_s
+    remaining_s = None if total_s is None else max(0.0, total_s - elapsed_s)
     return shapes.ProgressDocument(
-        batch_id=current.batch_id, state=current.state, activity=_activity(settings, current, progress),
-        fraction=round(progress.fraction, 4), iteration=progress.finished, iterations=progress.iterations, step=progress.step,
-        steps=progress.steps, losses=list(progress.losses), elapsed_seconds=round(progress.elapsed_s, 1),
+        batch_id=current.batch_id, state=current.state, activity=_activity(settings, current, len(done), iterations, step, of_steps),
+        fraction=1.0 if current.state == "uploading" else round(share, 4), iteration=len(done), iterations=iterations, step=step,
+        steps=of_steps, losses=[done[number].loss for number in sorted(done)], elapsed_seconds=round(elapsed_s, 1),
         eta_seconds=None if remaining_s is None else round(remaining_s, 1),
         eta_at=None if remaining_s is None else moment(now + timedelta(seconds=round(remaining_s))),
         eta_error=None if fit is None or fit.error is None else round(fit.error, 4), fitted_to=0 if fit is None else fit.runs,
     )  # fmt: skip
 
 
-def _activity(settings: Settings, current: Batch, progress: BatchProgress) -> str:
-    if current.state == "training" and progress.steps:
-        return f"iteration {progress.finished + 1} of {progress.iterations}, optimizer step {progress.step} of {progress.steps}"
+def _activity(settings: Settings, current: Batch, finished: int, iterations: int, step: int, steps: int) -> str:
+    if current.state == "training" and steps:
+        return f"iteration {finished + 1} of {iterations}, optimizer step {step} of {steps}"
     if current.state in ("preparing", "scoring", "training") and is_converting(settings):
         return "converts the weights of its base model, once"
     words = {"pending": "waits for a run", "preparing": "reads its episodes", "scoring": "judges its hours"}
-    words |= {"training": f"prepares iteration {progress.finished + 1} of {progress.iterations}", "uploading": "publishes its checkpoint"}
+    words |= {"training": f"prepares iteration {finished + 1} of {iterations}", "uploading": "publishes its checkpoint"}
     return words.get(current.state, current.state)
 
 
