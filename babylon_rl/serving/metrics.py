@@ -68,14 +68,11 @@ def _text_of_all_processes() -> bytes:
     return generate_latest(registry)
 
 
-class _Families(Collector):
+class _Families(list[Metric], Collector):
     """Families of samples that were read for this once."""
 
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
     def collect(self) -> Iterable[Metric]:
-        return self._families
+        return self
 
 
 def gauge_family(name: str, explanation: str, value: float | Mapping[Any, float] | None, *labels: str) -> GaugeMetricFamily:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from babylon_rl.chats import finish_reason
-from babylon_rl.tolerant_json import NotJson, read_json
+from babylon_rl.tolerant_json import NotJson, objects, part_of, read_json
 
 # The line ends are atomic: a CRLF is one.
 _BOUNDARY = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
@@ -31,17 +31,6 @@ class Event(NamedTuple):
 
 DONE = Event(b"data: [DONE]\n\n", {}, closes=True)
 NO_END = {"message": "The model's stream ended before its answer did."}
-
-
-def objects(value: Any) -> list[dict[str, Any]]:
-    """Return the objects of a list, none of anything else."""
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
-def part_of(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return an object in an object, an empty one where there is none."""
-    value = entry.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 def place_of(choice: Mapping[str, Any]) -> int:

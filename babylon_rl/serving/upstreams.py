@@ -24,9 +24,9 @@ from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed, withou
 from babylon_rl.llm.transports import AnswerTooLong, secrets_of, whole_body, with_version
 from babylon_rl.services import LOCAL, SERVICES
 from babylon_rl.serving.chat_request import ChatRequest
-from babylon_rl.serving.server_sent_events import DONE, NO_END, Event, StreamReader, Usage, objects, read_usage
+from babylon_rl.serving.server_sent_events import DONE, NO_END, Event, StreamReader, Usage, read_usage
 from babylon_rl.settings import Settings
-from babylon_rl.tolerant_json import NotJson, read_json, whole_text
+from babylon_rl.tolerant_json import NotJson, objects, read_json, whole_text
 
 _LOG = logging.getLogger("babylon_rl.gateway")
 MAX_HEAD_BYTES = 1024 * 1024
