@@ -244,11 +244,11 @@ def _quality_fell(connection: Connection, settings: Settings, now: datetime) -> 
 
 
 def _judge_budget_spent(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
-    waiting = stored.windows_waiting(connection, "JUDGE_BUDGET_USD")
+    waiting = stored.hours_waiting(connection, "JUDGE_BUDGET_USD")
     if settings.judge_budget_usd is None or not waiting:
         return {}
     spent, _ = spent_on(connection, now)
-    wait = "1 hour waits" if len(waiting) == 1 else f"{len(waiting)} hours wait"
+    wait = "1 hour waits" if waiting == 1 else f"{waiting} hours wait"
     return {"": f"${spent:.2f} of JUDGE_BUDGET_USD (${settings.judge_budget_usd:g}) is spent today, and {wait} for the judge."}
 
 
@@ -270,15 +270,14 @@ def _sentence(text: str) -> str:
 
 def _score_without_pnl(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
     """Compare mean scores and P&L of the last PERIOD with the one before. Scores by Welch's test."""
-    middle = window_of(now - PERIOD)
-    hours = stored.scored_hours(connection, window_of(now - 2 * PERIOD), window_of(now))
-    before, lately = [hour for hour in hours if hour.window < middle], [hour for hour in hours if hour.window >= middle]
+    first, middle, end = (window_of(now - periods * PERIOD) for periods in (2, 1, 0))
+    before, lately = stored.scores_and_pnl(connection, first, middle), stored.scores_and_pnl(connection, middle, end)
     if min(len(before), len(lately)) < LEAST_HOURS:
         return {}
     from scipy.stats import ttest_ind
 
-    rise = ttest_ind([hour.score for hour in lately], [hour.score for hour in before], equal_var=False, alternative="greater")
-    scores, pnls = ([fmean(getattr(hour, name) for hour in part) for part in (before, lately)] for name in ("score", "pnl_usd"))
+    rise = ttest_ind([score for score, _ in lately], [score for score, _ in before], equal_var=False, alternative="greater")
+    scores, pnls = ([fmean(hour[place] for hour in part) for part in (before, lately)] for place in (0, 1))
     # In this form NaN, as of equal scores in every hour, says nothing either.
     if not rise.pvalue < LEVEL or pnls[1] > pnls[0]:
         return {}

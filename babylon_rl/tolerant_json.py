@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,6 +18,17 @@ _MOST = sys.float_info.max
 
 class NotJson(ValueError):
     """Bytes that are no JSON; the message says at which byte and why."""
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """Return the objects of a list, none of anything else."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def part_of(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return an object in an object, an empty one where there is none."""
+    value = entry.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def read_json(data: bytes | str, *, halves: bool = False) -> Any:

@@ -33,11 +33,11 @@ import uvicorn
 import uvloop
 
 from babylon_rl.serving import releases
-from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
+from babylon_rl.store.releases import ReleaseAuthor
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.serving.gateways import add_version
 

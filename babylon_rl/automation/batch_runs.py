@@ -13,10 +13,9 @@ import dagster as dg
 
 from babylon_rl.assets.resources import ENDED_TAG, GOES_ON_AFTER_TAG, LOST, TAKEN_OVER, WAITS
 from babylon_rl.assets.workers import job_tags
-from babylon_rl.automation.instance import HELD
 from babylon_rl.automation.jobs import EVIDENCE_ASSETS, trained_keys
 from babylon_rl.judge.judge_store import spent_until
-from babylon_rl.serving.dagster_client import EVIDENCE, PARTITION_TAG, training_tags
+from babylon_rl.serving.dagster_client import EVIDENCE, LIVE_STATES, PARTITION_TAG, training_tags
 from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.connection import Connection
@@ -27,13 +26,9 @@ from babylon_rl.training.lifecycle import MAX_DEAD_RUNS, MAX_LOST_RUNS, RETRY_EV
 
 FAILURE_REASON_TAG = "dagster/failure_reason"
 RUN_KEY_TAG = "dagster/run_key"
+EVIDENCE_KEY = "{}/benchmark/"  # begins the run keys of finish_evidence for a batch
 JUDGE_ASKED_AFTER, JUDGE_ASKED_EVERY = timedelta(minutes=30), timedelta(hours=4)  # at first, and at the longest, while it is down
-LIVE = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    *HELD,
-]
+LIVE = [dg.DagsterRunStatus(state) for state in LIVE_STATES]
 
 
 def naive(moment: datetime) -> datetime:
@@ -63,7 +58,7 @@ def evidence_run(records: Sequence[dg.RunRecord], batch_id: str, settings: Setti
         if now < again_at:
             return f"{batch_id} could not be compared, as its last run says; {_in_words(again_at)}."
     selection = [dg.AssetKey(name) for name in EVIDENCE_ASSETS]
-    tags, key = job_tags(settings, EVIDENCE) | _goes_on_after(records), _next_key(own, _evidence_key(batch_id))
+    tags, key = job_tags(settings, EVIDENCE) | _goes_on_after(records), _next_key(own, EVIDENCE_KEY.format(batch_id))
     return dg.RunRequest(run_key=key, partition_key=batch_id, asset_selection=selection, tags=tags)
 
 
@@ -90,15 +85,10 @@ def _how_it_ended(run: dg.DagsterRun) -> str | None:
     return LOST if never_began else run.tags.get(ENDED_TAG)
 
 
-def _evidence_key(batch_id: str) -> str:
-    """Start of the run keys of finish_evidence."""
-    return f"{batch_id}/benchmark/"
-
-
 def _evidence_runs(records: Iterable[dg.RunRecord], batch_id: str) -> list[dg.DagsterRun]:
     """Those of a batch's runs that finish_evidence requested."""
     runs = (record.dagster_run for record in records)
-    return [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(_evidence_key(batch_id))]
+    return [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(EVIDENCE_KEY.format(batch_id))]
 
 
 def _in_words(again_at: datetime) -> str:

@@ -47,9 +47,10 @@ def once_settled(settle_hours: float) -> Condition:
 
     Batches judge later changes of the data, and a person decides on those of a rule.
     """
-    settled = ~C.in_latest_time_window(timedelta(hours=settle_hours)) if settle_hours > 0 else None
     wished = (_wished() & C.missing()).with_label("not judged yet")
-    return (wished & _possible() if settled is None else wished & settled & _possible()).with_label(f"hour settled for {settle_hours:g} h")
+    if settle_hours > 0:
+        wished &= ~C.in_latest_time_window(timedelta(hours=settle_hours))
+    return (wished & _possible()).with_label(f"hour settled for {settle_hours:g} h")
 
 
 def on_scores_due(settings: Settings) -> Condition:

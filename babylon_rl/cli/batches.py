@@ -159,7 +159,7 @@ def give_up(
 
 def batch_document(batch: Batch) -> dict[str, Any]:
     """A batch of this pipeline as a JSON-ready dict, keyed by column names."""
-    document: dict[str, Any] = to_builtins(BatchDocument.of(batch))
+    document: dict[str, Any] = to_builtins(BatchDocument.of(batch, foreign=False))
     return document
 
 

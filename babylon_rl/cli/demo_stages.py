@@ -30,7 +30,7 @@ from babylon_rl.models.server_process import Serving
 from babylon_rl.serving.call_writer import write_waiting
 from babylon_rl.serving.gateway_process import running_gateway
 from babylon_rl.serving.promotion import describe, read_guards
-from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
+from babylon_rl.serving.releases import deploy, rollback
 from babylon_rl.serving.status_shapes import GuardDocument
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, read_batches
@@ -40,7 +40,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.live_usage import read_last_calls
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.recording import read_sources, simulated_hours, simulated_seeds
-from babylon_rl.store.releases import BASE, Rollout, read_events, read_rollouts, read_routing
+from babylon_rl.store.releases import BASE, ReleaseAuthor, Rollout, read_events, read_rollouts, read_routing
 from babylon_rl.training.freezing import freeze
 from babylon_rl.windows import HOUR, is_complete, next_window, utc_now, window_of, window_range, window_start, window_stretches
 

@@ -16,7 +16,7 @@ from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
 from babylon_rl.store.live_usage import read_last_calls
-from babylon_rl.store.releases import BASE, Rollout, read_routing
+from babylon_rl.store.releases import BASE, ReleaseAuthor, Rollout, read_routing
 from babylon_rl.windows import moment, utc_now
 
 AGENTS = (
@@ -112,13 +112,13 @@ def agents(
     emit({"agents": rows, "notOnExpectedVersion": elsewhere}, [Table(AGENTS, rows), counted], as_json)
 
 
-def author_of(reason: str) -> releases.ReleaseAuthor:
+def author_of(reason: str) -> ReleaseAuthor:
     """The author of a transition by hand: the user of this process."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
         user = "unnamed user"
-    return releases.ReleaseAuthor(f"cli: {user}", reason, utc_now())
+    return ReleaseAuthor(f"cli: {user}", reason, utc_now())
 
 
 def _change(change: Callable[[Connection, Settings], Rollout], as_json: bool) -> None:

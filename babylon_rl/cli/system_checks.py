@@ -162,7 +162,7 @@ def _data(connection: Connection, expected: bool) -> tuple[str, str]:
     if came.newest_at is None:
         return (FAIL if expected else WARN), "no trajectory yet"
     age = now - came.newest_at
-    detail = f"the newest trajectory ended {about(age.total_seconds())} ago; {came.last_day} came in 24 hours, {came.last_week} in 7 days"
+    detail = f"the newest trajectory ended {about(age.total_seconds())} ago; {came.last24h} came in 24 hours, {came.last7d} in 7 days"
     if age > DATA_WITHIN:
         return (FAIL if expected else WARN), f"{detail}. See that agents run and record; `babylon-rl verify-data` fails."
     return PASS, detail

@@ -22,7 +22,7 @@ from babylon_rl.chats import answered_text, finish_reason, log_probability, reas
 from babylon_rl.errors import UsageError, first_cause
 from babylon_rl.llm.retries import CallFailed, retry_after_s, scrubbed
 from babylon_rl.llm.tokens import litellm_quietly
-from babylon_rl.tolerant_json import read_json
+from babylon_rl.tolerant_json import part_of, read_json
 
 if TYPE_CHECKING:
     import aiohttp
@@ -206,15 +206,15 @@ class OpenAITransport:
             message = dict(choice["message"])
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise self._failed(f"answered without a chat completion: {_shown(content)}") from None
-        usage = _object(document.get("usage"))
-        cached = _object(usage.get("prompt_tokens_details")).get("cached_tokens")
+        usage = part_of(document, "usage")
+        cached = part_of(usage, "prompt_tokens_details").get("cached_tokens")
         return ChatCompletion.of(
             message, choice.get("finish_reason"), usage.get("prompt_tokens"), usage.get("completion_tokens"), cached,
             model=document.get("model"), logprobs=self._logprobs(choice, content),
         )  # fmt: skip
 
     def _logprobs(self, choice: Mapping[str, Any], content: bytes) -> list[dict[str, Any]] | None:
-        entries = _object(choice.get("logprobs")).get("content")
+        entries = part_of(choice, "logprobs").get("content")
         if entries is None:
             return None
         try:
@@ -259,10 +259,6 @@ def _error_message(body: bytes) -> str:
 
 def _shown(body: bytes) -> str:
     return body.decode(errors="replace") if body else "nothing"
-
-
-def _object(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 class LitellmTransport:

@@ -14,12 +14,11 @@ from babylon_rl.errors import ReleaseRefused, UsageError
 from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, mean_interval
 from babylon_rl.evaluation.statistics.live import LiveInterval, SampleRatio, live_comparison, live_sample_ratio
 from babylon_rl.serving.recorded_privacy import agent_hash, why_agents_unknown
-from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.live_usage import AgentHour, read_agent_hours
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.releases import BASE, ABTest, assigned_agents, end_test, insert_test, lock_releases, read_tests
+from babylon_rl.store.releases import BASE, ABTest, ReleaseAuthor, assigned_agents, end_test, insert_test, lock_releases, read_tests
 from babylon_rl.windows import window_of
 
 EXPECTED_USD = 50.0  # P&L difference an agent-hour at which comparisons are sharpest
@@ -102,14 +101,14 @@ def start(
             raise ReleaseRefused(f"The A/B test {running} runs, and only one does at a time: `babylon-rl ab stop {running}` ends it.")
         if any(test.name == name for test in tests):
             raise ReleaseRefused(f"There has been an A/B test {name}: choose another name, which also assigns agents anew.")
-        insert_test(connection, name, arms, shares, expected_effect_usd, author.who, author.why, author.now)
+        insert_test(connection, name, arms, shares, expected_effect_usd, author)
 
 
 def stop(connection: Connection, name: str, author: ReleaseAuthor) -> None:
     """Stop a running test; its agents follow the rollouts again. Raises ReleaseRefused: it does not run."""
     with own_transaction(connection):
         lock_releases(connection)
-        if not end_test(connection, name, author.who, author.why, author.now):
+        if not end_test(connection, name, author):
             raise ReleaseRefused(f"There is no running A/B test {name}.")
 
 

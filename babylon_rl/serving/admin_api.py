@@ -74,8 +74,8 @@ from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.releases import Rollout
-from babylon_rl.store.training_status import hour_totals, lock_trigger, recent_trajectories
+from babylon_rl.store.releases import ReleaseAuthor, Rollout
+from babylon_rl.store.training_status import hours_read, lock_trigger, recent_trajectories
 from babylon_rl.training.batches import cancel_batch, fail_stuck, pending_batches
 from babylon_rl.training.freezing import freeze, freeze_bounds
 from babylon_rl.training.importing import ImportedWeights, import_version
@@ -146,12 +146,11 @@ class AdminApi:
         settings, now = self.settings, request.now
         with self.database.connect() as connection:
             bounds = freeze_bounds(connection, settings, now)
-            totals = hour_totals(connection, bounds.first, bounds.end)
-            recent = [shapes.TrajectoryDocument.of(row) for row in recent_trajectories(connection, now, TRAJECTORIES_SHOWN)]
+            totals = hours_read(connection, bounds.first, bounds.end)
+            recent = recent_trajectories(connection, now, TRAJECTORIES_SHOWN)
             quality = document_of(sampled_quality(connection, settings, now))
-        hours = [shapes.HourDocument.of(hour) for hour in totals]
-        least = settings.min_agents_per_window
-        ready = [document for document, hour in zip(hours, totals, strict=True) if hour.usable_episodes >= least]
+        hours, least = [hour for hour, _ in totals], settings.min_agents_per_window
+        ready = [hour for hour, usable in totals if usable >= least]
         summary = shapes.DataSummary(
             total_trajectories=sum(hour.trajectories for hour in hours),
             total_windows=len(hours),
@@ -443,8 +442,8 @@ async def _read_upload(api: AdminApi, request: Request, client: str, files: Asyn
     return AdminRequest(client, utc_now(), facts, model, version)
 
 
-def _author(request: AdminRequest) -> releases.ReleaseAuthor:
-    return releases.ReleaseAuthor(f"api: {request.client}", "by the admin API", request.now)
+def _author(request: AdminRequest) -> ReleaseAuthor:
+    return ReleaseAuthor(f"api: {request.client}", "by the admin API", request.now)
 
 
 def _status(refused: BabylonError) -> int:

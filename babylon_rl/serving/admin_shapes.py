@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from babylon_rl.serving.status_shapes import Automation, ModelDocument, ReadinessDocument, Shape, Time
+from babylon_rl.serving.status_shapes import Automation, ModelDocument, ReadinessDocument, Shape
+from babylon_rl.store.columns import Time
+from babylon_rl.store.training_status import HourDocument, TrajectoryDocument
 
 _SCHEMAS = "#/components/schemas/"
 Version = Annotated[str, Meta(min_length=1, max_length=100, description="A registered version, such as v1.0.0.")]
@@ -91,29 +93,6 @@ class DataSummary(Shape):
     total_windows: int
     ready_windows: int
     min_agents_required: int
-
-
-class HourDocument(Shape):
-    """An hour that was read; P&L is the mean window P&L in dollars."""
-
-    window: str = msgspec.field(name="windowId")
-    trajectories: int = msgspec.field(name="trajectoryCount")
-    mean_steps: float | None = msgspec.field(name="avgSteps")
-    mean_pnl: float | None = msgspec.field(name="avgPnl")
-
-
-class TrajectoryDocument(Shape):
-    """A recorded trajectory without its steps."""
-
-    trajectory_id: str
-    agent_id: str
-    window_id: str | None
-    start_time: Time | None
-    episode_length: int
-    total_reward: float
-    final_pnl: float | None = msgspec.field(name="finalPnL")
-    final_status: str
-    created_at: Time | None
 
 
 class TrainingData(Shape):

@@ -13,8 +13,8 @@ from babylon_rl.chats import answered_text, log_probability, reasoning_of
 from babylon_rl.errors import UsageError
 from babylon_rl.recorder.calls import served_messages, texts_of, token_logprobs
 from babylon_rl.recorder.values import MOST_IN_INTEGER, dump, number, text
-from babylon_rl.serving.server_sent_events import Event, StreamReader, objects, part_of, place_of
-from babylon_rl.tolerant_json import joined, read_json
+from babylon_rl.serving.server_sent_events import Event, StreamReader, place_of
+from babylon_rl.tolerant_json import joined, objects, part_of, read_json
 
 _STEP_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 

@@ -25,7 +25,7 @@ QUEUES = (HOURS, TRAINER, GPU_TRAINER, EVIDENCE)
 PARTITION_TAG = "dagster/partition"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 _REPOSITORY = {"repositoryName": REPOSITORY, "repositoryLocationName": LOCATION}
-_LIVE = ["QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING"]
+LIVE_STATES = ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING")  # states of a run that has not ended
 _RUNS = """
 query($filter: RunsFilter!) {
   runsOrError(filter: $filter, limit: 10) { __typename ... on Runs { results { runId } } ... on Error { message } }
@@ -76,7 +76,7 @@ class DagsterClient:
     def live_runs(self, *, job: str, tags: Mapping[str, str] | None = None) -> list[str]:
         """Return the ids of runs that are queued or under way."""
         wanted = [{"key": key, "value": value} for key, value in (tags or {}).items()]
-        answer = self._ask(_RUNS, {"filter": {"pipelineName": job, "statuses": _LIVE, "tags": wanted}}, "Runs")
+        answer = self._ask(_RUNS, {"filter": {"pipelineName": job, "statuses": LIVE_STATES, "tags": wanted}}, "Runs")
         return [run["runId"] for run in answer["results"]]
 
     def launch_training(self, batch_id: str, assets: Sequence[str] | None, tags: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ before the first token, the base. The answer goes to the client as the upstream 
 import asyncio
 import gc
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
@@ -24,9 +25,9 @@ from babylon_rl.serving.chat_request import BODY_LIMIT, CallContext, ChatRequest
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.metrics import GatewayMetrics
 from babylon_rl.serving.routing import Route, base_route, route
-from babylon_rl.serving.spool import CallLog
+from babylon_rl.serving.server_sent_events import StreamMeter, Usage, spent_tokens
+from babylon_rl.serving.spool import Spool, spool_directory
 from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer
-from babylon_rl.serving.usage import StreamMeter, Usage, spent_tokens
 from babylon_rl.settings import Settings
 from babylon_rl.store.releases import BASE
 from babylon_rl.traces import note
@@ -94,7 +95,8 @@ class Gateway:
         self._body_timeout_s = body_timeout_s
         self.access = Access(own_key=own_key)
         self.state = LiveState(settings, self.access)
-        self.log = CallLog(settings)
+        self.log = Spool(spool_directory(settings))
+        self._sampling = settings.trajectory_sampling_rate if settings.record_agent_trajectories else 0.0
         self.upstreams = Upstreams(settings)
         self.metrics = GatewayMetrics(self.log.report)
         self._failing: set[tuple[str, str]] = set()  # upstream and model
@@ -255,7 +257,8 @@ class Gateway:
         # An error costs nothing. A client that left may have had most of its answer, and the model has worked for it.
         if call.usage is not None or call.status in (200, CLIENT_LEFT):
             call.client.spend(spent_tokens(call.usage, len(call.request.body), 0 if answer is None else len(answer)))
-        if answer is not None and not self.log.records_texts(call.context.trajectory_id or call.call_id):
+        # As the recorder decides whether it keeps a trajectory.
+        if self._sampling < 1 and random.Random(call.context.trajectory_id or call.call_id).random() >= self._sampling:
             answer = None
         if not self.log.record(call.entry(answer)):
             self.metrics.unrecorded.inc()

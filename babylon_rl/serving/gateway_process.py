@@ -42,7 +42,7 @@ from babylon_rl.serving.live_state import ANSWER_S
 from babylon_rl.serving.metrics import PROCESSES_DIRECTORY
 from babylon_rl.serving.responses import ResponsesEndpoint
 from babylon_rl.serving.routing import ALIASES, alias_meaning, route
-from babylon_rl.serving.usage import spent_tokens
+from babylon_rl.serving.server_sent_events import spent_tokens
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import model_id

@@ -175,9 +175,17 @@ class SessionRegistry:
         raise ApiError(409, message, "not_over")
 
     def end(self, token: str) -> bytes:
-        """Keep the result of an ended session and drop the session."""
+        """Return the result of an ended session as JSON, kept with its decisions in ``results``, and drop the session."""
         # If the result cannot be written, the session stays, and the next request for its result tries again.
-        result = self._ended[token] = _finished(self._playing[token], self._market, self._results)
+        session, market = self._playing[token], self._market
+        agent, repeat = session.agent, session.attempt - 1
+        identity = external_identity(agent.name, agent.mandate)
+        key = content_version([identity, market.digest, market.start_balance, str(SEED), repeat])
+        label = RunLabel(agent.name, identity, MODEL, agent.mandate, SEED, repeat, key, engine_version())
+        found = result_of(session.run, PLAYER_ID, market, label)
+        if self._results is not None:
+            RunFiles(self._results, agent.name, key).keep(found, decision_lines(session.run, PLAYER_ID))
+        result = self._ended[token] = msgspec.json.encode(found)
         del self._playing[token]
         while len(self._ended) > MOST_ENDED:
             del self._ended[next(iter(self._ended))]
@@ -278,18 +286,6 @@ def serve(market: Snapshot, bound: socket.socket, announce: Callable[[str], None
     bound.listen(512)
     announce(url_of(bound))
     server.run(sockets=[bound])
-
-
-def _finished(session: MarketSession, market: Snapshot, directory: Path | None) -> bytes:
-    """The result of a session as JSON, kept with its decisions in a given directory."""
-    agent, repeat = session.agent, session.attempt - 1
-    identity = external_identity(agent.name, agent.mandate)
-    key = content_version([identity, market.digest, market.start_balance, str(SEED), repeat])
-    label = RunLabel(agent.name, identity, MODEL, agent.mandate, SEED, repeat, key, engine_version())
-    result = result_of(session.run, PLAYER_ID, market, label)
-    if directory is not None:
-        RunFiles(directory, agent.name, key).keep(result, decision_lines(session.run, PLAYER_ID))
-    return msgspec.json.encode(result)
 
 
 def _attempts(agent: ExternalAgent, market: Snapshot, directory: Path | None) -> int:

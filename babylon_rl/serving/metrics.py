@@ -68,14 +68,11 @@ def _text_of_all_processes() -> bytes:
     return generate_latest(registry)
 
 
-class _Families(Collector):
+class _Families(list[Metric], Collector):
     """Families of samples that were read for this once."""
 
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
     def collect(self) -> Iterable[Metric]:
-        return self._families
+        return self
 
 
 def gauge_family(name: str, explanation: str, value: float | Mapping[Any, float] | None, *labels: str) -> GaugeMetricFamily:
@@ -96,7 +93,7 @@ def pipeline_metrics(found: StatusDocument) -> bytes:
     age_s = None if data.newest_age_hours is None else 3600 * data.newest_age_hours
     rollout = {} if found.rollout is None else {(found.rollout.version, found.rollout.state): found.rollout.percentage}
     models = collections.Counter((model.status,) for model in found.models)
-    jobs = {(job.batch_id, job.status): 1.0 for job in found.recent_jobs[:1]}
+    jobs = {(job.batch_id, job.state): 1.0 for job in found.recent_jobs[:1]}
     health = {(part,): float(getattr(found.automation.health, part)) for part in PARTS}
     # A cause is ``kind/subject``; alerts are counted by kind, which has few values.
     alerts = collections.Counter((alert.cause.partition("/")[0],) for alert in found.alerts)

@@ -18,13 +18,13 @@ from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.ab_tests import EXPECTED_USD
 from babylon_rl.serving.recorded_privacy import agent_hash, why_agents_unknown
-from babylon_rl.serving.releases import ReleaseAuthor, deploy, propose, rollback
+from babylon_rl.serving.releases import deploy, propose, rollback
 from babylon_rl.serving.status_shapes import GuardDocument
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import Confirmation, read_confirmations
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.live_usage import AgentHour, CallCounts, read_agent_hours, read_call_counts
-from babylon_rl.store.releases import AUTOMATION, BASE, ON_TRIAL, Rollout, read_rollouts, read_routing
+from babylon_rl.store.releases import AUTOMATION, BASE, ON_TRIAL, ReleaseAuthor, Rollout, read_rollouts, read_routing
 
 PNL = "P&L"
 STEP_LASTS = timedelta(hours=24)  # before automation advances a rollout: each hour of the day is seen

@@ -21,7 +21,7 @@ from babylon_rl.store import releases as stored
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.live_usage import read_last_calls
 from babylon_rl.store.registry import Model, deployed_model, lock_models, read_models
-from babylon_rl.store.releases import BASE, ON_TRIAL, Rollout, State, Strategy
+from babylon_rl.store.releases import BASE, ON_TRIAL, ReleaseAuthor, Rollout, State, Strategy
 
 Action = Literal["propose", "start", "set_share", "release", "pause", "resume", "roll_back", "supersede"]
 
@@ -38,16 +38,6 @@ TRANSITIONS: dict[Action, tuple[tuple[State | None, ...], State, str]] = {
     "supersede": (LIVE, "superseded", "be superseded"),
 }
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseAuthor:
-    """Author and reason of a transition; an ``automatic`` one never deploys what was rolled back."""
-
-    who: str
-    why: str
-    now: datetime
-    automatic: bool = False
 
 
 def next_state(version: str, state: State | None, action: Action) -> State:
@@ -226,15 +216,12 @@ class _Registry:
         self, version: str, action: Action, strategy: Strategy, percentage: float, previous: str | None, agent_ids: Sequence[str] = ()
     ) -> Rollout:
         state = next_state(version, None, action)
-        author = self.author
-        return stored.insert_rollout(
-            self.connection, version, state, strategy, percentage, agent_ids, previous, who=author.who, why=author.why, now=author.now
-        )
+        return stored.insert_rollout(self.connection, version, state, strategy, percentage, agent_ids, previous, self.author)
 
     def change(self, before: Rollout, action: Action, **changed: Any) -> Rollout:
         state, author = next_state(before.version, before.state, action), self.author
         after = replace(before, state=state, changed_at=author.now, **changed)
-        stored.change_rollout(self.connection, before, after, who=author.who, why=author.why, now=author.now)
+        stored.change_rollout(self.connection, before, after, author)
         with log_context(version=before.version):
             _LOG.info("%s became %s at %g %%", before.state, after.state, after.percentage, extra={"who": author.who, "why": author.why})
         return after

@@ -18,9 +18,8 @@ from babylon_rl.chats import finish_reason
 from babylon_rl.http_server import BODY_TIMEOUT_S, read_body
 from babylon_rl.serving.chat_request import BODY_LIMIT, read_object
 from babylon_rl.serving.server_sent_events import Event as ChatEvent
-from babylon_rl.serving.server_sent_events import StreamReader, objects, part_of
-from babylon_rl.serving.usage import Usage, read_usage
-from babylon_rl.tolerant_json import joined, read_json, whole_text
+from babylon_rl.serving.server_sent_events import StreamReader, Usage, read_usage
+from babylon_rl.tolerant_json import joined, objects, part_of, read_json, whole_text
 
 # Fields that need stored answers, or programs at OpenAI, and the values of theirs that ask for nothing.
 _STATEFUL: Mapping[str, tuple[Any, ...]] = {

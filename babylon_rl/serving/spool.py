@@ -9,7 +9,6 @@ import errno
 import fcntl
 import logging
 import os
-import random
 import struct
 import time
 import zlib
@@ -52,9 +51,9 @@ class SpoolStatus(msgspec.Struct, rename="camel"):
 
 
 class Spool:
-    """One open segment of a process; ``max_bytes`` limits all segments of the directory together."""
+    """One open segment of a gateway process; ``max_bytes`` limits all segments of the directory together."""
 
-    def __init__(self, directory: Path, max_bytes: int) -> None:
+    def __init__(self, directory: Path, max_bytes: int = MOST_BYTES) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._directory, self._max_bytes = directory, max_bytes
         self._file: int | None = None
@@ -63,6 +62,21 @@ class Spool:
         self._size = self._number = self._others = 0
         self._opened_at = self._measured_at = -_SEGMENT_S
         self.refused, self.reason = 0, ""  # how many records were not taken, and why the last was not
+
+    def record(self, entry: CallEntry) -> bool:
+        """Take a call, which then survives this process; False if it cannot be written."""
+        taken = self.append(_ENCODER.encode(entry))
+        if not taken and self.refused in _REPORTED:
+            _LOG.error("Calls are not recorded (%d so far) in %s: %s.", self.refused, self._directory, self.reason)
+        return taken
+
+    def report(self) -> dict[str, Any]:
+        """Progress of recording: bytes waiting on disk; calls written, refused and rejected."""
+        status = read_status(self._directory)
+        # A segment may be removed between the two reads.
+        waiting = max(0, stored_bytes(self._directory) - sum(status.offsets.values()))
+        counts = {"written": status.written, "refused": self.refused, "rejected": status.rejected}
+        return {"waitingBytes": waiting, **counts, "problem": status.problem}
 
     def append(self, record: bytes) -> bool:
         """Add a record; False if it cannot be written, for ``reason``."""
@@ -218,30 +232,3 @@ def stored_bytes(directory: Path) -> int:
         with suppress(FileNotFoundError):  # handled in this moment
             total += segment.stat().st_size
     return total
-
-
-class CallLog(Spool):
-    """Log of the calls of one gateway process; it never waits for the database."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(spool_directory(settings), MOST_BYTES)
-        self._rate = settings.trajectory_sampling_rate if settings.record_agent_trajectories else 0.0
-
-    def records_texts(self, identity: str) -> bool:
-        """Return True if the texts of a trajectory's calls are recorded, as the recorder decides."""
-        return self._rate >= 1 or (self._rate > 0 and random.Random(identity).random() < self._rate)
-
-    def record(self, entry: CallEntry) -> bool:
-        """Take a call, which then survives this process; False if it cannot be written."""
-        taken = self.append(_ENCODER.encode(entry))
-        if not taken and self.refused in _REPORTED:
-            _LOG.error("Calls are not recorded (%d so far) in %s: %s.", self.refused, self._directory, self.reason)
-        return taken
-
-    def report(self) -> dict[str, Any]:
-        """Progress of recording: bytes waiting on disk; calls written, refused and rejected."""
-        status = read_status(self._directory)
-        # A segment may be removed between the two reads.
-        waiting = max(0, stored_bytes(self._directory) - sum(status.offsets.values()))
-        counts = {"written": status.written, "refused": self.refused, "rejected": status.rejected}
-        return {"waitingBytes": waiting, **counts, "problem": status.problem}

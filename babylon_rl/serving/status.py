@@ -24,13 +24,13 @@ from babylon_rl.store.judge_requests import spent_on
 from babylon_rl.store.registry import Model, deployed_model, read_models
 from babylon_rl.store.releases import ON_TRIAL, read_rollouts
 from babylon_rl.store.scores import by_other_rules
-from babylon_rl.store.training_status import JudgedState, arrivals, daemon_seen_at, judged_state, trajectory_totals
+from babylon_rl.store.training_status import JudgedState, arrivals, daemon_seen_at, judged_state, trajectory_stats
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends.protocol import TRAINING_GB, trainer_choice
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.conversion import refused_lately
 from babylon_rl.training.freezing import freeze_bounds
-from babylon_rl.training.lifecycle import BatchProgress, fit_durations, progress_of
+from babylon_rl.training.lifecycle import fit_durations, iterations_of
 from babylon_rl.training.readiness import readiness
 from babylon_rl.training.tracking import refusal
 from babylon_rl.types import BenchmarkReport
@@ -50,7 +50,6 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
         bounds = freeze_bounds(connection, settings, now)
         judged = judged_state(connection, bounds.first, bounds.end)
         automation = _automation(connection, settings, now, models, pending, judged)
-        totals = trajectory_totals(connection)
         return shapes.StatusDocument(
             status="healthy" if all(getattr(automation.health, part) for part in shapes.PARTS) else "degraded",
             automation=automation,
@@ -61,9 +60,9 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
             lineage=_lineage(models, read_reports(connection)),
             rollout=_rollout(connection, settings),
             alerts=[shapes.AlertDocument.of(alert) for alert in read_alerts(connection) if alert.open and alert.due_at <= now],
-            recent_jobs=[shapes.BatchDocument.of(batch) for batch in batches[:JOBS_SHOWN]],
+            recent_jobs=[shapes.BatchDocument.of(batch, foreign=False) for batch in batches[:JOBS_SHOWN]],
             models=[shapes.ModelDocument.of(model) for model in models],
-            trajectory_stats=shapes.TrajectoryStats.of(totals, means=shapes.TrajectoryMeans.of(totals)),
+            trajectory_stats=trajectory_stats(connection),
             timestamp=moment(now) or "",
         )  # fmt: skip
 
@@ -82,12 +81,12 @@ def _automation(
     last, came = last_completed_at(connection), arrivals(connection, now)
     deployed, own = deployed_model(models), [model for model in models if not model.foreign]
     return shapes.Automation(
-        data_collection=shapes.DataCollection(
-            last24h=came.last_day, last7d=came.last_week, rate_per_hour=round(came.last_day / 24, 3), newest_at=moment(came.newest_at),
+        data_collection=shapes.DataCollection.of(
+            came, rate_per_hour=round(came.last24h / 24, 3),
             newest_age_hours=None if came.newest_at is None else round((now - came.newest_at) / HOUR, 3),
         ),
         training=shapes.TrainingJobs(
-            current_job=None if current is None else shapes.BatchDocument.of(current),
+            current_job=None if current is None else shapes.BatchDocument.of(current, foreign=False),
             last_completed=moment(last),
             next_scheduled=None if last is None else moment(last + timedelta(hours=settings.training_interval_hours)),
         ),
@@ -106,26 +105,40 @@ def progress_document(
     connection: Connection, settings: Settings, current: Batch, batches: Sequence[Batch], now: datetime
 ) -> shapes.ProgressDocument:
     """Progress of an unfinished batch; ``batches`` are the past ones whose durations tell its end."""
+    steps, iterations = read_steps(connection, current.batch_id), max(1, iterations_of(current))
+    done = {step.iteration: step for step in steps if step.finished_at is not None}
+    # Of an iteration that was begun several times the newest start counts.
+    running = next((step for step in reversed(steps) if step.iteration not in done), None)
+    step, of_steps = (0, 0) if running is None else (len(running.losses), running.planned_steps or 0)
+    share = min(1.0, (len(done) + (step / of_steps if of_steps else 0.0)) / iterations)
+    elapsed_s = 0.0 if current.started_at is None else max(0.0, (now - current.started_at).total_seconds())
     fit = fit_durations(batches, current.backend)
-    progress = progress_of(current, read_steps(connection, current.batch_id), fit, now)
-    remaining_s = progress.remaining_s
+    total_s = None if fit is None else fit.base_s + fit.per_trajectory_s * current.trajectories
+    if share and current.started_at is not None:
+        # Losses are stored with a heartbeat.
+        ended = [step.finished_at for step in done.values() if step.finished_at is not None] + [current.heartbeat_at] * bool(step)
+        began = min(step.started_at for step in steps)
+        # The run's own pace weighs as much as is done, so that one early iteration does not throw the estimate about.
+        own_s = (began - current.started_at).total_seconds() + (max(ended) - began).total_seconds() / share
+        total_s = own_s if total_s is None else share * own_s + (1 - share) * total_s
+    remaining_s = None if total_s is None else max(0.0, total_s - elapsed_s)
     return shapes.ProgressDocument(
-        batch_id=current.batch_id, state=current.state, activity=_activity(settings, current, progress),
-        fraction=round(progress.fraction, 4), iteration=progress.finished, iterations=progress.iterations, step=progress.step,
-        steps=progress.steps, losses=list(progress.losses), elapsed_seconds=round(progress.elapsed_s, 1),
+        batch_id=current.batch_id, state=current.state, activity=_activity(settings, current, len(done), iterations, step, of_steps),
+        fraction=1.0 if current.state == "uploading" else round(share, 4), iteration=len(done), iterations=iterations, step=step,
+        steps=of_steps, losses=[done[number].loss for number in sorted(done)], elapsed_seconds=round(elapsed_s, 1),
         eta_seconds=None if remaining_s is None else round(remaining_s, 1),
         eta_at=None if remaining_s is None else moment(now + timedelta(seconds=round(remaining_s))),
         eta_error=None if fit is None or fit.error is None else round(fit.error, 4), fitted_to=0 if fit is None else fit.runs,
     )  # fmt: skip
 
 
-def _activity(settings: Settings, current: Batch, progress: BatchProgress) -> str:
-    if current.state == "training" and progress.steps:
-        return f"iteration {progress.finished + 1} of {progress.iterations}, optimizer step {progress.step} of {progress.steps}"
+def _activity(settings: Settings, current: Batch, finished: int, iterations: int, step: int, steps: int) -> str:
+    if current.state == "training" and steps:
+        return f"iteration {finished + 1} of {iterations}, optimizer step {step} of {steps}"
     if current.state in ("preparing", "scoring", "training") and is_converting(settings):
         return "converts the weights of its base model, once"
     words = {"pending": "waits for a run", "preparing": "reads its episodes", "scoring": "judges its hours"}
-    words |= {"training": f"prepares iteration {progress.finished + 1} of {progress.iterations}", "uploading": "publishes its checkpoint"}
+    words |= {"training": f"prepares iteration {finished + 1} of {iterations}", "uploading": "publishes its checkpoint"}
     return words.get(current.state, current.state)
 
 
@@ -134,15 +147,13 @@ def _judge(connection: Connection, settings: Settings, now: datetime, judged: Ju
     own = [found for found in judge_agreements(connection) if found.judge == settings.judge_model]
     newest = max(own, key=lambda found: found.measured_at, default=None)
     others, others_usd = by_other_rules(connection, bounds.first, bounds.end, settings.judge_model, judge_version(settings))
-    return shapes.JudgeDocument(
-        model=settings.judge_model, hours_scored=judged.scored, hours_waiting=judged.waiting, hours_quarantined=judged.quarantined,
-        hours_by_other_rules=others, other_rules_usd=others_usd,
-        waiting_reason=judged.reason, disagreement=judged.disagreement, spent_today_usd=spent, budget_usd=settings.judge_budget_usd,
-        unpriced=unpriced,
-        agreement=None if newest is None else shapes.AgreementDocument(
-            judge=newest.judge, mean=newest.expected[0], low=newest.expected[1], high=newest.expected[2], hours=newest.hours,
-            measured_at=moment(newest.measured_at),
-        ),
+    agreement = None
+    if newest is not None:
+        mean, low, high = newest.expected
+        agreement = shapes.AgreementDocument.of(newest, mean=mean, low=low, high=high)
+    return shapes.JudgeDocument.of(
+        judged, model=settings.judge_model, hours_by_other_rules=others, other_rules_usd=others_usd, spent_today_usd=spent,
+        budget_usd=settings.judge_budget_usd, unpriced=unpriced, agreement=agreement,
     )  # fmt: skip
 
 
@@ -207,8 +218,8 @@ def _storage(settings: Settings, current: Batch | None) -> tuple[bool, str]:
 
 
 def _judge_health(settings: Settings, judged: JudgedState) -> tuple[bool, str]:
-    if judged.reason is not None:
-        return False, f"{judged.waiting} hours wait: {judged.reason}"
+    if judged.waiting_reason is not None:
+        return False, f"{judged.hours_waiting} hours wait: {judged.waiting_reason}"
     return True, "a rule on this machine" if settings.judge_model == HEURISTIC else f"no hour waits for {settings.judge_model}"
 
 

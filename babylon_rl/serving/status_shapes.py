@@ -3,17 +3,14 @@
 Times are UTC, in ISO 8601.
 """
 
-from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import msgspec
-from msgspec import Meta
 
-from babylon_rl.store.columns import document_of
-from babylon_rl.windows import moment
+from babylon_rl.store.columns import Time, document_of, json_value
+from babylon_rl.store.training_status import TrajectoryStats
 
 PARTS = ("database", "storage", "judge", "trainer", "daemon")  # that work in a healthy system
-Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 
 
 class Shape(msgspec.Struct, kw_only=True, rename="camel"):
@@ -22,8 +19,7 @@ class Shape(msgspec.Struct, kw_only=True, rename="camel"):
     @classmethod
     def of(cls, row: Any, **others: Any) -> Self:
         """Build the document of a row by its fields' names, times (naive UTC) as text; ``others`` come first."""
-        values = {name: getattr(row, name) for name in cls.__struct_fields__ if name not in others}
-        shown = {name: moment(value) if isinstance(value, datetime) else value for name, value in values.items()}
+        shown = {name: json_value(getattr(row, name)) for name in cls.__struct_fields__ if name not in others}
         return cls(**shown, **others)
 
 
@@ -153,34 +149,18 @@ class Health(Shape):
     details: dict[str, str]
 
 
-class TrajectoryMeans(Shape):
-    """Means over all trajectories, null without any."""
-
-    mean_reward: float | None = msgspec.field(name="totalReward")
-    mean_length: float | None = msgspec.field(name="episodeLength")
-    mean_duration_ms: float | None = msgspec.field(name="durationMs")
-
-
-class TrajectoryStats(Shape):
-    """All recorded trajectories. ``counted`` is exact or, of a large table, estimated (the means then are a sample's)."""
-
-    count: int = msgspec.field(name="_count")
-    means: TrajectoryMeans = msgspec.field(name="_avg")
-    counted: Literal["exact", "estimated"]
-
-
 class BatchDocument(Shape):
     """A training job. ``batchId`` is the job's id. ``foreign`` is false: it is a batch of this pipeline."""
 
     batch_id: str
-    status: str
-    model_version: str
-    parent: str | None
+    state: str = msgspec.field(name="status")
+    version: str = msgspec.field(name="modelVersion")
+    parent_version: str | None = msgspec.field(name="parent")
     base_model: str
     backend: str
     trajectories: int
     windows: list[str]
-    training_loss: float | None
+    loss: float | None = msgspec.field(name="trainingLoss")
     seed: int
     attempt: int
     dropout: dict[str, Any]
@@ -190,12 +170,6 @@ class BatchDocument(Shape):
     heartbeat_at: Time | None
     error: str | None
     foreign: bool
-
-    @classmethod
-    def of(cls, row: Any, **others: Any) -> Self:
-        """The document of a ``Batch``."""
-        renamed = {"status": row.state, "model_version": row.version, "parent": row.parent_version, "training_loss": row.loss}
-        return super().of(row, **renamed, foreign=False, **others)
 
 
 class ModelDocument(Shape):

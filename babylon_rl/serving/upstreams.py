@@ -24,10 +24,9 @@ from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed, withou
 from babylon_rl.llm.transports import AnswerTooLong, secrets_of, whole_body, with_version
 from babylon_rl.services import LOCAL, SERVICES
 from babylon_rl.serving.chat_request import ChatRequest
-from babylon_rl.serving.server_sent_events import DONE, NO_END, Event, StreamReader, objects
-from babylon_rl.serving.usage import Usage, read_usage
+from babylon_rl.serving.server_sent_events import DONE, NO_END, Event, StreamReader, Usage, read_usage
 from babylon_rl.settings import Settings
-from babylon_rl.tolerant_json import NotJson, read_json, whole_text
+from babylon_rl.tolerant_json import NotJson, objects, read_json, whole_text
 
 _LOG = logging.getLogger("babylon_rl.gateway")
 MAX_HEAD_BYTES = 1024 * 1024
@@ -39,6 +38,8 @@ _BUFFERED_BYTES = 256 * 1024
 # A server has a second to end its response after the last event; a connection that is read to the end is used again.
 _LAST_S = 1.0
 _FAILED = re.compile(r"[45]\d\d", re.ASCII)
+# Headers that tell a client how long to wait, and how much it may still ask.
+_LIMITS = re.compile(r"retry-after(-ms)?|x-ratelimit-.*", re.IGNORECASE)
 _SHOWN = 1000  # characters of a page or another body that is no error of the API
 # Of a connection that cannot be made, breaks, or carries what is no HTTP.
 _BROKEN = (aiohttp.ClientError, OSError)
@@ -110,15 +111,6 @@ class ReportedError:
         """The body of a response with this error."""
         envelope = ApiError(status, self.message, fields={**self.fields, "message": self.message}).body
         return msgspec.json.encode({**self.beside, **msgspec.json.decode(envelope)})
-
-
-def kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers that tell a client how long to wait, and how much it may still ask."""
-    return {
-        name.lower(): value
-        for name, value in headers.items()
-        if name.lower() in ("retry-after", "retry-after-ms") or name.lower().startswith("x-ratelimit-")
-    }
 
 
 def _without_keys(value: Any, secrets: Sequence[str]) -> Any:
@@ -331,7 +323,8 @@ class Upstream:
 
     def _refusal(self, status: int, error: ReportedError, response: aiohttp.ClientResponse) -> WholeAnswer:
         """Return an error that the client's request caused, as the server reports it; raise any other."""
-        headers, message = kept_headers(response.headers), scrubbed(error.message)
+        headers = {name.lower(): value for name, value in response.headers.items() if _LIMITS.fullmatch(name)}
+        message = scrubbed(error.message)
         if status == 429:
             busy = error.api_error(429, f"The model's server is busy: {message}", "rate_limited", headers)
             raise UpstreamFailed("rate_limited", busy)

@@ -36,9 +36,9 @@ WHERE "sentAt" IS NULL AND "dueAt" <= %(now)s AND "lastSeenAt" >= %(forgotten)s 
 _TRIED = 'UPDATE babylon_rl.alerts SET "channels" = %s, "tries" = "tries" + 1, "error" = %s, "sentAt" = %s WHERE "cause" = %s'
 # Hours whose scores and episodes both stand; each hour counts once.
 _HOURS = """
-SELECT g."window", g."mean", avg(e."windowPnl")::float8
+SELECT g."mean", avg(e."windowPnl")::float8
 FROM babylon_rl.group_scores g JOIN babylon_rl.episodes e USING ("window")
-WHERE g."window" >= %s AND g."window" < %s AND NOT g."stale" GROUP BY 1, 2 ORDER BY 1
+WHERE g."window" >= %s AND g."window" < %s AND NOT g."stale" GROUP BY g."window", g."mean" ORDER BY g."window"
 """
 
 
@@ -70,15 +70,6 @@ class StoredAlert:
         return self.kind == ROLLBACK_DONE
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredHour:
-    """Mean score (0..1) and mean window P&L (dollars) of a judged hour."""
-
-    window: str
-    score: float
-    pnl_usd: float
-
-
 def see(connection: Connection, kind: str, cause: str, says: str, advice: str, now: datetime, after: timedelta) -> None:
     """Note that a cause is there now. It is due for sending ``after`` its first sight."""
     with connection.transaction():
@@ -107,11 +98,11 @@ def read_alerts(connection: Connection) -> list[StoredAlert]:
     return connection.rows(StoredAlert, 'babylon_rl.alerts ORDER BY "resolvedAt" DESC NULLS FIRST, "firstSeenAt" DESC LIMIT 100')
 
 
-def scored_hours(connection: Connection, first: str, end: str) -> list[ScoredHour]:
-    return [ScoredHour(*row) for row in connection.execute(_HOURS, [first, end])]
+def scores_and_pnl(connection: Connection, first: str, end: str) -> list[tuple[float, float]]:
+    """Return mean score (0..1) and mean window P&L (dollars) of each judged hour from ``first`` up to ``end`` (exclusive)."""
+    return connection.execute(_HOURS, [first, end]).fetchall()
 
 
-def windows_waiting(connection: Connection, reason: str) -> list[str]:
-    """Return the hours that wait for their judge with a reason that begins so."""
-    rows = connection.execute('SELECT "window" FROM babylon_rl.judge_pending WHERE "reason" LIKE %s ORDER BY 1', [f"{reason}%"])
-    return [window for (window,) in rows]
+def hours_waiting(connection: Connection, reason: str) -> int:
+    """Count the hours that wait for their judge with a reason that begins so."""
+    return connection.value('SELECT count(*) FROM babylon_rl.judge_pending WHERE "reason" LIKE %s', [f"{reason}%"]) or 0

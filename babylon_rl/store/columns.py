@@ -6,14 +6,15 @@ A column has the encoded name of its field, so a new field reaches every stateme
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import structs
+from msgspec import Meta, structs
 
 from babylon_rl.windows import moment
 
 T = TypeVar("T")
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]  # as ``moment`` makes it
 IDS_AT_ONCE = 5000  # as one parameter the ids of a large hour would be megabytes, several times over
 SERVER_NOW = "clock_timestamp() AT TIME ZONE 'UTC'"  # for signs of life: the clocks of two machines may differ by more than a silence lasts
 UNSTORABLE = "\ufffd"  # replaces U+0000, which JSON allows and Postgres does not
@@ -52,10 +53,11 @@ def camel(name: str) -> str:
 def document_of(row: Any, *names: str) -> dict[str, Any]:
     """Return the fields ``names`` of a row (all of a dataclass) by their camelCase names, JSON-ready; times are UTC texts."""
     values = {camel(name): getattr(row, name) for name in names or [field.name for field in fields(row)]}
-    return {name: _plain(value) for name, value in values.items()}
+    return {name: json_value(value) for name, value in values.items()}
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """Return a field of a row as JSON has it; a time as UTC text."""
     return moment(value) if isinstance(value, datetime) else list(value) if isinstance(value, tuple) else value
 
 

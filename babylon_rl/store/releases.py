@@ -50,6 +50,16 @@ WHERE m.version = %(version)s AND m.status <> %(status)s AND l."version" = m.ver
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseAuthor:
+    """Author and reason of a transition; an ``automatic`` one never deploys what was rolled back."""
+
+    who: str
+    why: str
+    now: datetime
+    automatic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """One rollout of a version, to ``percentage`` of all agents, or (``test``) to ``agent_ids``. ``previous_version`` None is the base."""
 
@@ -174,31 +184,25 @@ def newest_events(connection: Connection, limit: int) -> list[RolloutEvent]:
 
 
 def insert_rollout(
-    connection: Connection,
-    version: str,
-    state: State,
-    strategy: Strategy,
-    percentage: float,
-    agent_ids: Sequence[str],
-    previous_version: str | None,
-    *,
-    who: str,
-    why: str,
-    now: datetime,
-) -> Rollout:
+    connection: Connection, version: str, state: State, strategy: Strategy, percentage: float, agent_ids: Sequence[str],
+    previous_version: str | None, author: ReleaseAuthor,
+) -> Rollout:  # fmt: skip
     """Write a new rollout with its first event, in the caller's transaction."""
-    values: list[Any] = [version, state, strategy, percentage, list(agent_ids), previous_version, now, now, now]
-    rollout_id = connection.row(_INSERT_ROLLOUT, values)[0]
-    event = RolloutEvent(rollout_id, version, None, state, None, percentage, who, why, now)
-    connection.insert("babylon_rl.rollout_events", [event])
-    return Rollout(rollout_id, *values)
+    values: list[Any] = [version, state, strategy, percentage, list(agent_ids), previous_version, *[author.now] * 3]
+    rollout = Rollout(connection.row(_INSERT_ROLLOUT, values)[0], *values)
+    _insert_event(connection, None, rollout, author)
+    return rollout
 
 
-def change_rollout(connection: Connection, before: Rollout, after: Rollout, *, who: str, why: str, now: datetime) -> None:
+def change_rollout(connection: Connection, before: Rollout, after: Rollout, author: ReleaseAuthor) -> None:
     """Write a changed rollout with its event, in the caller's transaction."""
-    connection.execute(_UPDATE_ROLLOUT, document_of(after) | {"now": now})
-    shares = before.percentage, after.percentage
-    event = RolloutEvent(before.rollout_id, before.version, before.state, after.state, *shares, who, why, now)
+    connection.execute(_UPDATE_ROLLOUT, document_of(after) | {"now": author.now})
+    _insert_event(connection, before, after, author)
+
+
+def _insert_event(connection: Connection, before: Rollout | None, after: Rollout, author: ReleaseAuthor) -> None:
+    state, share = (None, None) if before is None else (before.state, before.percentage)
+    event = RolloutEvent(after.rollout_id, after.version, state, after.state, share, after.percentage, author.who, author.why, author.now)
     connection.insert("babylon_rl.rollout_events", [event])
 
 
@@ -232,17 +236,16 @@ def read_tests(connection: Connection) -> list[ABTest]:
 
 
 def insert_test(
-    connection: Connection, name: str, arms: Sequence[str], shares: Sequence[float], expected_effect_usd: float, who: str, why: str,
-    now: datetime,
-) -> None:  # fmt: skip
+    connection: Connection, name: str, arms: Sequence[str], shares: Sequence[float], expected_effect_usd: float, author: ReleaseAuthor
+) -> None:
     """Write a running test, in the caller's transaction."""
-    row = {"arms": list(arms), "shares": list(shares), "expectedEffect": expected_effect_usd, "startedBy": who, "startedWhy": why}
-    connection.insert("babylon_rl.ab_tests", [{"name": name, "startedAt": now, **row}])
+    row = {"name": name, "arms": list(arms), "shares": list(shares), "expectedEffect": expected_effect_usd}
+    connection.insert("babylon_rl.ab_tests", [row | {"startedAt": author.now, "startedBy": author.who, "startedWhy": author.why}])
 
 
-def end_test(connection: Connection, name: str, who: str, why: str, now: datetime) -> bool:
+def end_test(connection: Connection, name: str, author: ReleaseAuthor) -> bool:
     """Stop a test, in the caller's transaction; False if it does not run."""
-    return connection.execute(_STOP, [now, who, why, name]).rowcount > 0
+    return connection.execute(_STOP, [author.now, author.who, author.why, name]).rowcount > 0
 
 
 def assigned_agents(connection: Connection, since: datetime, until: datetime | None) -> dict[str | None, int]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from babylon_rl.store.columns import SERVER_NOW, columns_of, listed
+from babylon_rl.store.columns import SERVER_NOW, Time, columns_of, json_value, listed
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.windows import window_of
@@ -53,51 +53,56 @@ SELECT (SELECT count(*) FROM babylon_rl.group_scores WHERE "window" >= %(first)s
 """
 
 
-class TrajectoryTotals(msgspec.Struct, frozen=True):
-    """All recorded trajectories; means are None without any. ``counted`` is exact or estimated."""
+class TrajectoryMeans(msgspec.Struct, frozen=True):
+    """Means over all trajectories, null without any."""
 
-    count: int
-    mean_reward: float | None
-    mean_length: float | None
-    mean_duration_ms: float | None
+    mean_reward: float | None = msgspec.field(name="totalReward")
+    mean_length: float | None = msgspec.field(name="episodeLength")
+    mean_duration_ms: float | None = msgspec.field(name="durationMs")
+
+
+class TrajectoryStats(msgspec.Struct, frozen=True):
+    """All recorded trajectories. ``counted`` is exact or, of a large table, estimated (the means then are a sample's)."""
+
+    count: int = msgspec.field(name="_count")
+    means: TrajectoryMeans = msgspec.field(name="_avg")
     counted: Literal["exact", "estimated"]
 
 
 class Arrivals(msgspec.Struct, frozen=True):
     """Trajectories of the last 24 hours and 7 days, by their hours. Also the end of the newest (naive UTC)."""
 
-    last_day: int
-    last_week: int
+    last24h: int
+    last7d: int
     newest_at: datetime | None
 
 
-class HourTotals(msgspec.Struct, frozen=True):
-    """Hour as read: eligible trajectories, usable episodes, mean steps and window P&L (dollars)."""
+class HourDocument(msgspec.Struct, frozen=True):
+    """An hour that was read; P&L is the mean window P&L in dollars."""
 
-    window: str
-    trajectories: int
-    mean_steps: float | None
-    mean_pnl: float | None
-    usable_episodes: int
+    window: str = msgspec.field(name="windowId")
+    trajectories: int = msgspec.field(name="trajectoryCount")
+    mean_steps: float | None = msgspec.field(name="avgSteps")
+    mean_pnl: float | None = msgspec.field(name="avgPnl")
 
 
-class RecentTrajectory(msgspec.Struct, frozen=True, rename="camel"):
-    """A row of public.trajectories without its steps; times are naive UTC."""
+class TrajectoryDocument(msgspec.Struct, frozen=True, rename="camel"):
+    """A recorded trajectory without its steps."""
 
     trajectory_id: str
     agent_id: str
     window_id: str | None
-    start_time: datetime
+    start_time: Time | None
     episode_length: int
     total_reward: float
     final_pnl: float | None = msgspec.field(name="finalPnL")
     final_status: str
-    created_at: datetime
+    created_at: Time | None
 
 
 # The hours from that of the row that is %(most)s-th by hour.
 _RECENT = f"""
-SELECT {listed(columns_of(RecentTrajectory))} FROM public.trajectories
+SELECT {listed(columns_of(TrajectoryDocument))} FROM public.trajectories
 WHERE "windowId" <= %(newest)s AND "windowId" >= COALESCE((
     SELECT "windowId" FROM public.trajectories WHERE "windowId" <= %(newest)s ORDER BY "windowId" DESC OFFSET %(most)s - 1 LIMIT 1
 ), '')
@@ -127,20 +132,22 @@ class AutomationState(msgspec.Struct, frozen=True):
 class JudgedState(msgspec.Struct, frozen=True):
     """Hours of a range with current scores, their mean disagreement (0..1), and all hours waiting or in quarantine."""
 
-    scored: int
+    hours_scored: int
     disagreement: float | None
-    waiting: int
-    quarantined: int
-    reason: str | None
+    hours_waiting: int
+    hours_quarantined: int
+    waiting_reason: str | None
 
 
-def trajectory_totals(connection: Connection) -> TrajectoryTotals:
+def trajectory_stats(connection: Connection) -> TrajectoryStats:
     """Count all trajectories and average them; above EXACT_UP_TO rows as estimates."""
     estimate = int(connection.row(_ESTIMATE)[0][0]["Plan"]["Plan Rows"])
     if estimate <= EXACT_UP_TO:
-        return TrajectoryTotals(*connection.row(f"SELECT count(*), {_MEANS}, 'exact' FROM public.trajectories"))
-    pages = max(1, connection.value("SELECT pg_relation_size('public.trajectories') / current_setting('block_size')::int") or 0)
-    return TrajectoryTotals(*connection.row(_SAMPLED, [estimate, min(100.0, 100.0 * SAMPLED_PAGES / pages)]))
+        count, *means, counted = connection.row(f"SELECT count(*), {_MEANS}, 'exact' FROM public.trajectories")
+    else:
+        pages = max(1, connection.value("SELECT pg_relation_size('public.trajectories') / current_setting('block_size')::int") or 0)
+        count, *means, counted = connection.row(_SAMPLED, [estimate, min(100.0, 100.0 * SAMPLED_PAGES / pages)])
+    return TrajectoryStats(count, TrajectoryMeans(*means), counted)
 
 
 def arrivals(connection: Connection, now: datetime) -> Arrivals:
@@ -152,15 +159,16 @@ def arrivals(connection: Connection, now: datetime) -> Arrivals:
     return Arrivals(last_day, last_week, None if newest is None else connection.value(_NEWEST_ROW, [newest]))
 
 
-def hour_totals(connection: Connection, first: str, end: str) -> list[HourTotals]:
-    """Return the hours from ``first`` up to ``end`` (exclusive) that were read, newest first."""
-    return [HourTotals(*row) for row in connection.execute(_HOURS, [first, end])]
+def hours_read(connection: Connection, first: str, end: str) -> list[tuple[HourDocument, int]]:
+    """Return the hours from ``first`` up to ``end`` (exclusive) that were read, newest first, each with its usable episodes."""
+    return [(HourDocument(*shown), usable) for *shown, usable in connection.execute(_HOURS, [first, end])]
 
 
-def recent_trajectories(connection: Connection, now: datetime, limit: int) -> list[RecentTrajectory]:
+def recent_trajectories(connection: Connection, now: datetime, limit: int) -> list[TrajectoryDocument]:
     """Return the last trajectories, newest first, of the newest hours in "windowId"."""
     # Not converted: a row of the game that breaks a rule of its table costs the status nothing.
-    return [RecentTrajectory(*row) for row in connection.execute(_RECENT, {"newest": window_of(now), "most": limit})]
+    rows = connection.execute(_RECENT, {"newest": window_of(now), "most": limit})
+    return [TrajectoryDocument(*map(json_value, row)) for row in rows]
 
 
 def judged_state(connection: Connection, first: str, end: str) -> JudgedState:

@@ -429,20 +429,6 @@ class DurationFit:
     error: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class BatchProgress:
-    """Progress of a batch; ``step`` of ``steps`` of the iteration that runs, 0 before its first; ``remaining_s`` None: not known yet."""
-
-    fraction: float
-    finished: int
-    iterations: int
-    step: int
-    steps: int
-    elapsed_s: float
-    remaining_s: float | None
-    losses: Sequence[float | None]
-
-
 def fit_durations(batches: Sequence[Batch], backend: str) -> DurationFit | None:
     """Fit the completed batches of a backend; None without any."""
     runs = [
@@ -462,29 +448,6 @@ def fit_durations(batches: Sequence[Batch], backend: str) -> DurationFit | None:
             base, slope = _line(others)
             errors.append(abs(base + slope * trajectories - seconds) / seconds)
     return DurationFit(base_s, per_trajectory_s, len(runs), fmean(errors) if errors else None)
-
-
-def progress_of(batch: Batch, steps: Sequence[TrainingStep], fit: DurationFit | None, now: datetime) -> BatchProgress:
-    """Progress of an unfinished batch from its rows; ``steps`` are all starts of its iterations."""
-    iterations = max(1, iterations_of(batch))
-    done = {step.iteration: step for step in steps if step.finished_at is not None}
-    losses = [done[number].loss for number in sorted(done)]
-    # Of an iteration that was begun several times the newest start counts.
-    running = next((step for step in reversed(steps) if step.iteration not in done), None)
-    step, of_steps = (0, 0) if running is None else (len(running.losses), running.planned_steps or 0)
-    share = min(1.0, (len(done) + (step / of_steps if of_steps else 0.0)) / iterations)
-    fraction = 1.0 if batch.state in ("uploading", "completed") else share
-    elapsed_s = 0.0 if batch.started_at is None else max(0.0, (now - batch.started_at).total_seconds())
-    total_s = None if fit is None else fit.base_s + fit.per_trajectory_s * batch.trajectories
-    if share and batch.started_at is not None:
-        # Losses are stored with a heartbeat.
-        ended = [step.finished_at for step in done.values() if step.finished_at is not None] + [batch.heartbeat_at] * bool(step)
-        began = min(step.started_at for step in steps)
-        # The run's own pace weighs as much as is done, so that one early iteration does not throw the estimate about.
-        own_s = (began - batch.started_at).total_seconds() + (max(ended) - began).total_seconds() / share
-        total_s = own_s if total_s is None else share * own_s + (1 - share) * total_s
-    remaining_s = None if total_s is None else max(0.0, total_s - elapsed_s)
-    return BatchProgress(fraction, len(done), iterations, step, of_steps, elapsed_s, remaining_s, losses)
 
 
 def _line(runs: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from babylon_rl.automation.sensors import end_dead_runs, finish_evidence, start_
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.store.benchmarks import begin_confirmation, end_confirmation, undecided_batches
 from babylon_rl.store.registry import note_tracking
-from babylon_rl.store.releases import insert_rollout
+from babylon_rl.store.releases import ReleaseAuthor, insert_rollout
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.assets.conftest import DRY, NOW, TRAINING, Bench, ask
 from babylon_rl_tests.assets.dead_runs import gone, hold
@@ -116,7 +116,7 @@ def test_a_confirmation_that_was_interrupted_is_asked_for_again(ready: Bench, de
         (request,) = ask(ready, finish_evidence).run_requests
         assert request.partition_key == decided_batch
         connection.execute("BEGIN")
-        insert_rollout(connection, str(version), "candidate", "gradual", 0.0, (), None, who="a", why="b", now=NOW)
+        insert_rollout(connection, str(version), "candidate", "gradual", 0.0, (), None, ReleaseAuthor("a", "b", NOW))
         assert undecided_batches(connection, NOW) == {}, "a person has taken it up"
         connection.execute("ROLLBACK")
         end_confirmation(connection, test.number, 0.0, 1.0, NOW)

@@ -8,8 +8,7 @@ import dagster as dg
 import pytest
 
 from babylon_rl.assets.resources import given
-from babylon_rl.automation.check_results import CHANGED_WITHIN
-from babylon_rl.automation.checks_hours import JUDGED, LEAKS, MARKET, ROWS
+from babylon_rl.automation.checks_hours import CHANGED_WITHIN, JUDGED, LEAKS, MARKET, ROWS
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.launch import QUIET, hours_part, job_definition
 from babylon_rl.automation.sensors import checks_follow_hours

@@ -11,14 +11,14 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.serving.access import key_hash, new_key
-from babylon_rl.serving.releases import ReleaseAuthor, deploy
+from babylon_rl.serving.releases import deploy
 from babylon_rl.serving.routing import route
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.client_keys import ClientKey, create_key
 from babylon_rl.store.database import Database
 from babylon_rl.store.recording import read_sources
-from babylon_rl.store.releases import read_routing
+from babylon_rl.store.releases import ReleaseAuthor, read_routing
 from babylon_rl.training.batches import Trained, prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.windows import utc_now, window_end, window_of

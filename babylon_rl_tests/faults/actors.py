@@ -23,14 +23,14 @@ from babylon_rl.recorder.writer import BackgroundWriter
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.call_writer import CallWriter
 from babylon_rl.serving.promotion import advance, promote
-from babylon_rl.serving.releases import ReleaseAuthor, deploy, pause, resume, rollback
+from babylon_rl.serving.releases import deploy, pause, resume, rollback
 from babylon_rl.serving.routing import route
-from babylon_rl.serving.spool import CallLog
+from babylon_rl.serving.spool import Spool, spool_directory
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import read_report, undecided_batches, write_report
 from babylon_rl.store.observation import trajectory_versions
 from babylon_rl.store.registry import model_of_batch
-from babylon_rl.store.releases import ON_TRIAL, RoutingTable, read_rollouts, read_routing
+from babylon_rl.store.releases import ON_TRIAL, ReleaseAuthor, RoutingTable, read_rollouts, read_routing
 from babylon_rl.training.backends.protocol import Trainer
 from babylon_rl.training.backends.serverless.runner import Times
 from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
@@ -137,7 +137,7 @@ def record_late(life: Life, scene: Scene) -> None:
 
 def call_gateway(life: Life, scene: Scene) -> None:
     """Calls of agents: routed, and recorded in the spool."""
-    connection, log = life.connect(autocommit=True), CallLog(scene.settings)
+    connection, log = life.connect(autocommit=True), Spool(spool_directory(scene.settings))
     for number, agent in enumerate(AGENTS):
         version = _version(read_routing(connection), scene, agent)
         moment = round((scene.now - datetime(1970, 1, 1)).total_seconds() * 1000)
@@ -156,7 +156,7 @@ def write_calls(life: Life, scene: Scene) -> None:
     """The writer beside the gateway empties the spool."""
     closing = threading.Event()
     closing.set()
-    CallLog(scene.settings)  # makes the directory, as the gateway does
+    Spool(spool_directory(scene.settings))  # makes the directory, as the gateway does
     CallWriter(scene.settings, closing).run(LifeDatabase(life))
 
 

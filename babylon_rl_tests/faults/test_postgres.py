@@ -15,11 +15,12 @@ from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.launch import QUIET, hours_part, job_definition
 from babylon_rl.errors import DatabaseUnreachable
 from babylon_rl.recorder import TrajectoryRecorder
-from babylon_rl.serving.releases import ReleaseAuthor, deploy
+from babylon_rl.serving.releases import deploy
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import address, database_sentence
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded.cluster import Cluster
+from babylon_rl.store.releases import ReleaseAuthor
 from babylon_rl_tests.faults.servers import fail_over, full_tablespace, own_server, replica_of
 from babylon_rl_tests.faults.test_training_crashes import live
 from babylon_rl_tests.faults.world import World, check, registry

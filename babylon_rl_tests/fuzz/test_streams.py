@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.responses import ResponseObject
-from babylon_rl.serving.server_sent_events import StreamReader
-from babylon_rl.serving.usage import StreamMeter
+from babylon_rl.serving.server_sent_events import StreamMeter, StreamReader
 from babylon_rl_tests.fuzz.inputs import CUTS, TEXTS, corpus, halves, odd_bytes, pieces
 from babylon_rl_tests.repeatable import repeatable
 

@@ -10,10 +10,9 @@ from babylon_rl.llm.retries import CallFailed
 from babylon_rl.llm.transports import OpenAITransport
 from babylon_rl.recorder.calls import token_logprobs
 from babylon_rl.serving.responses import ResponseObject
-from babylon_rl.serving.server_sent_events import objects
+from babylon_rl.serving.server_sent_events import read_usage
 from babylon_rl.serving.upstreams import ReportedError
-from babylon_rl.serving.usage import read_usage
-from babylon_rl.tolerant_json import NotJson, read_json
+from babylon_rl.tolerant_json import NotJson, objects, read_json
 from babylon_rl_tests.fuzz.inputs import corpus, odd_bytes
 from babylon_rl_tests.repeatable import repeatable
 

@@ -25,6 +25,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import migrate
+from babylon_rl.store.releases import ReleaseAuthor
 from babylon_rl.training.export import FORMATS, export_windows
 from babylon_rl.training.export.hours import Selection, Splits
 from babylon_rl_tests.conftest import _load
@@ -170,7 +171,7 @@ def run_pipeline(roles: Roles, settings: Settings, home: Path) -> None:
         score_windows(connection, [HOUR], asking(settings, judge.url), NOW)
     train_once(database, settings)
     add_version(roles.database, "v9.0.0", "ready")  # the dry trainer's has no weights that could be served
-    author = releases.ReleaseAuthor("test", "least privilege", NOW + timedelta(hours=1))
+    author = ReleaseAuthor("test", "least privilege", NOW + timedelta(hours=1))
     with database.connect(autocommit=True) as connection:
         deployed = releases.deploy(connection, "v9.0.0", settings, author, strategy="immediate")
         send_alerts(connection, settings, NOW + timedelta(hours=2))

@@ -1,16 +1,17 @@
 """A database that fills every part of the admin page, with agents that write what a browser must not run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.serving.releases import ReleaseAuthor, deploy
+from babylon_rl.serving.releases import deploy
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl.store.releases import insert_test
+from babylon_rl.store.releases import ReleaseAuthor, insert_test
 from babylon_rl.windows import utc_now, window_of
 from babylon_rl_tests.rows import AFTER, WINDOW, insert, make_call, make_step, make_trajectory
 from babylon_rl_tests.scored import score_windows
@@ -111,7 +112,7 @@ def _live(database: Database, settings: Settings, long_ids: bool) -> None:
     author = ReleaseAuthor("operator", "looks good", utc_now() - timedelta(hours=6))
     with database.connect() as connection:
         deploy(connection, "v1.0.1", settings, author, percentage=25)
-        insert_test(connection, "spring", ["v1.0.0", "v1.0.1"], [50, 50], 50, "operator", "which is better", author.now)
+        insert_test(connection, "spring", ["v1.0.0", "v1.0.1"], [50, 50], 50, replace(author, why="which is better"))
         connection.commit()
         for at in hours_after(author.now, 3):
             names = ("2473389915174339", "2473389915174340") if long_ids else ("live-new-", "live-old-")

@@ -15,9 +15,8 @@ from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.errors import ReleaseRefused, UsageError
 from babylon_rl.serving.ab_tests import course, report, start, stop
 from babylon_rl.serving.recorded_privacy import agent_hash
-from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.serving.routing import arm_of
-from babylon_rl.store.releases import read_routing
+from babylon_rl.store.releases import ReleaseAuthor, read_routing
 from babylon_rl_tests.serving.live_rows import hours_after, insert_hour
 from babylon_rl_tests.serving.live_rows import insert_calls as _insert_calls
 

@@ -11,12 +11,12 @@ import pytest
 
 from babylon_rl.serving import live_state, releases
 from babylon_rl.serving.chat_request import ChatRequest
-from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.serving.upstreams import Upstream, UpstreamFailed
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
 from babylon_rl.store.registry import mark_pruned
+from babylon_rl.store.releases import ReleaseAuthor
 from babylon_rl_tests.proxy import Proxy
 from babylon_rl_tests.serving.gateways import MESSAGES, Clients, RunningGateway, add_version, gateway_process, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn

@@ -9,9 +9,9 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import CheckpointError, ModelUnavailable, ReleaseRefused
 from babylon_rl.serving import inference as rl
-from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
+from babylon_rl.serving.releases import deploy, rollback
 from babylon_rl.serving.routing import route
-from babylon_rl.store.releases import read_routing
+from babylon_rl.store.releases import ReleaseAuthor, read_routing
 from babylon_rl.training.backends.protocol import address_of
 from babylon_rl_tests.evaluation.endpoint import endpoint, hold
 

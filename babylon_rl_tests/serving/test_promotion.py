@@ -10,9 +10,9 @@ from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots, require_unseen
 from babylon_rl.market.simulation.games import AMOUNTS, ONE_TICK_GAME, POSTS
 from babylon_rl.serving.promotion import promote, read_guards
-from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
+from babylon_rl.serving.releases import deploy, rollback
 from babylon_rl.store.benchmarks import begin_confirmation, read_confirmations
-from babylon_rl.store.releases import read_events, read_rollouts, read_routing
+from babylon_rl.store.releases import ReleaseAuthor, read_events, read_rollouts, read_routing
 from babylon_rl_tests.evaluation.conftest import NOW
 from babylon_rl_tests.evaluation.endpoint import Endpoint, alternates, at_usd, endpoint, hold, reads_news, reads_wrongly
 from babylon_rl_tests.serving.live_rows import insert_calls

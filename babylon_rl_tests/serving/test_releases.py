@@ -12,11 +12,11 @@ import pytest
 
 from babylon_rl.errors import ReleaseRefused, UsageError
 from babylon_rl.serving import releases
-from babylon_rl.serving.releases import TRANSITIONS, ReleaseAuthor, deploy, marked_versions, next_state, pause, propose, resume, rollback
+from babylon_rl.serving.releases import TRANSITIONS, deploy, marked_versions, next_state, pause, propose, resume, rollback
 from babylon_rl.store.database import Database
 from babylon_rl.store.live_usage import write_calls
 from babylon_rl.store.registry import lock_models, mark_pruned, parent_of_line
-from babylon_rl.store.releases import CHANNEL, read_events, read_rollouts, read_routing
+from babylon_rl.store.releases import CHANNEL, ReleaseAuthor, read_events, read_rollouts, read_routing
 
 NOW = datetime(2025, 11, 21, 9)
 

@@ -21,7 +21,7 @@ from babylon_rl.store.batches import advance_batch, claim_batch, note_waiting, r
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_report import JudgeAgreement, write_judge_agreement
 from babylon_rl.store.registry import note_tracking_refusal
-from babylon_rl.store.releases import insert_rollout
+from babylon_rl.store.releases import ReleaseAuthor, insert_rollout
 from babylon_rl.store.scores import Quarantined, keep_pending, quarantine
 from babylon_rl.store.write_ahead import note_optimizer_steps
 from babylon_rl.training.backends.protocol import TRAINING_GB
@@ -78,7 +78,7 @@ def busy(connection: Any, settings: Settings, read_sample: Database) -> str:
         " VALUES ('batch-v1.0.1', 'v1.0.1', 'v1.0.0', 'pass', '', 48, 0, %s, '', '', %s)",
         [Jsonb(report), NOW],
     )
-    insert_rollout(connection, "v1.0.1", "rolling", "test", 10.0, ("ada", "bob"), "v1.0.0", who="ada", why="new", now=NOW - DAY)
+    insert_rollout(connection, "v1.0.1", "rolling", "test", 10.0, ("ada", "bob"), "v1.0.0", ReleaseAuthor("ada", "new", NOW - DAY))
     insert_calls(connection, "v1.0.1", NOW - HOUR, ["ada", "bob"], calls=3, failed=1)
     insert_calls(connection, "v1.0.0", NOW - HOUR, ["cyd"], calls=4, latency_ms=20_000)
     keep_pending(connection, "openai/x", {"2025-10-29T14:00": "JUDGE_BUDGET_USD is 5"}, NOW)

@@ -17,7 +17,7 @@ from babylon_rl.automation.sensors import send_alerts_sensor
 from babylon_rl.cli import run
 from babylon_rl.store.alerts import read_alerts
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.releases import AUTOMATION, change_rollout, insert_rollout, read_rollouts
+from babylon_rl.store.releases import AUTOMATION, ReleaseAuthor, change_rollout, insert_rollout, read_rollouts
 from babylon_rl.store.scores import keep_pending
 from babylon_rl.training.batches import cancel_batch, fail_batch
 from babylon_rl.training.freezing import freeze
@@ -186,9 +186,9 @@ def test_a_spent_judge_budget_tells_how_many_hours_wait(tick, receiver, connecti
 
 def test_rollbacks_by_a_guard_and_by_a_person_are_told_apart(tick, receiver, connection):
     for number, who in enumerate([AUTOMATION, "cli: ada"]):
-        insert_rollout(connection, f"v1.0.{number}", "rolling", "gradual", 10.0, (), None, who="ada", why="new", now=NOW)
+        insert_rollout(connection, f"v1.0.{number}", "rolling", "gradual", 10.0, (), None, ReleaseAuthor("ada", "new", NOW))
         before = read_rollouts(connection, ("rolling",))[0]
-        change_rollout(connection, before, replace(before, state="rolled_back"), who=who, why="errors fail", now=NOW)
+        change_rollout(connection, before, replace(before, state="rolled_back"), ReleaseAuthor(who, "errors fail", NOW))
     connection.commit()
     assert tick().causes == ["guard_tripped/v1.0.0 2025-10-30T12:00:00", "rollback_done/v1.0.1 2025-10-30T12:00:00"]
     guard, person = (body["text"].splitlines() for body in receiver.bodies)
@@ -253,9 +253,9 @@ def test_sentences_end_with_a_full_stop_and_messages_have_no_backticks(connectio
     connection.execute("TRUNCATE babylon_rl.alerts")
     fail_a_batch(connection, settings, reason="no `room`")
     keep_pending(connection, "openai/x", {"2025-10-29T14:00": "JUDGE_BUDGET_USD is 5: ..."}, NOW)
-    insert_rollout(connection, "v1.0.0", "rolling", "gradual", 10.0, (), None, who="ada", why="new", now=NOW)
+    insert_rollout(connection, "v1.0.0", "rolling", "gradual", 10.0, (), None, ReleaseAuthor("ada", "new", NOW))
     before = read_rollouts(connection, ("rolling",))[0]
-    change_rollout(connection, before, replace(before, state="rolled_back"), who="ada", why="by hand", now=NOW)
+    change_rollout(connection, before, replace(before, state="rolled_back"), ReleaseAuthor("ada", "by hand", NOW))
     connection.execute('UPDATE training_batches SET "completedAt" = %s', [NOW - 2 * DAY])
     connection.commit()
     connection.autocommit = True

@@ -11,12 +11,13 @@ from babylon_rl.backup import backup, move_to, restore
 from babylon_rl.files.durable import sha256
 from babylon_rl.models.checkpoint_store import checkpoint_of
 from babylon_rl.models.checkpoints import WEIGHTS, verify
-from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
+from babylon_rl.serving.releases import deploy, rollback
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.migrate import migrate, read_migrations
 from babylon_rl.store.registry import Model, deployed_model, read_models, version_order
+from babylon_rl.store.releases import ReleaseAuthor
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze

@@ -228,8 +228,8 @@ def _judged(connection: Connection, episodes: Sequence[Episode]) -> list[AgentHo
     hours = []
     for episode in episodes:
         group = judged.get(episode.window)
-        of_agent = [score for score in group.scores if score.agent_id == episode.agent_id] if group is not None else []
-        hours.append(AgentHourView(episode, None if group is None else group.judge, of_agent[0] if of_agent else None))
+        score = next((score for score in group.scores if score.agent_id == episode.agent_id), None) if group is not None else None
+        hours.append(AgentHourView(episode, None if group is None else group.judge, score))
     return hours
 
 
