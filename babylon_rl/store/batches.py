@@ -23,8 +23,8 @@ DROPOUT = "dropout"  # reason of an episode left out of a batch before it is jud
 # States in which a batch still holds its trajectories.
 LIVE_STATES = ("pending", "preparing", "scoring", "training", "uploading")
 TRAINED, BASELINE = "trained", "baseline"
-# Key of an advisory lock, as in freezing.py. It is taken last: after the freeze lock, and after the locks of hours.
-_REGISTRY_LOCK = 7_306_002
+# For choosing a version number. It is taken last: after the freeze lock, and after the locks of hours.
+REGISTRY_LOCK = 7_306_002
 
 # Our row and the game's row of the same batch, with the count of its trajectories and its windows.
 _BATCH = """
@@ -107,11 +107,6 @@ class BatchEpisode:
         if self.dropped is not None or self.trained_ids is None:
             return None
         return TRAINED if self.trained_ids else BASELINE
-
-
-def lock_registry(connection: Connection) -> None:
-    """Take the registry lock, for choosing a version number, until the end of the transaction."""
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_REGISTRY_LOCK])
 
 
 def batch_id_taken(connection: Connection, batch_id: str) -> bool:

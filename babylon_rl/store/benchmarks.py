@@ -231,7 +231,7 @@ def begin_confirmation(
     """
     with own_transaction(connection):
         # Number, level and markets follow from all earlier tests, so two beginnings take turns.
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_CONFIRMING])
+        connection.take_lock(_CONFIRMING)
         earlier = read_confirmations(connection)
         # A version is tested once (docs/decisions/0007): an interrupted test keeps the level and the markets that were fixed before it.
         own = next((test for test in earlier if test.version == version), None)

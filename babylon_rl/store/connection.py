@@ -122,6 +122,10 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             for row in rows:
                 copy.write_row(row)
 
+    def take_lock(self, key: int | str) -> None:
+        """Take an advisory lock, by its number or by the hash of a name, until the transaction ends."""
+        self.execute(f"SELECT pg_advisory_xact_lock({'%s' if isinstance(key, int) else 'hashtext(%s)'})", [key])
+
     def has_table(self, name: str) -> bool:
         """Return True if a table of this name, qualified by its schema, is there."""
         return self.value("SELECT to_regclass(%s) IS NOT NULL", [name]) is True

@@ -84,7 +84,7 @@ def told_versions(connection: Connection, storage: str, source: str, first: str,
 
 def lock_reports(connection: Connection, storage: str) -> None:
     """Keep other reports to a storage waiting until the transaction ends."""
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"observed_versions {storage}"])
+    connection.take_lock(f"observed_versions {storage}")
 
 
 def note_versions(connection: Connection, storage: str, source: str, versions: Mapping[str, str]) -> None:

@@ -237,7 +237,7 @@ def record_decisions(connection: Connection, windows: Sequence[str], rate: float
     connection.insert("babylon_rl.dropout_decisions", [{"window": window, **decision} for window in windows])
 
 
-_FREEZE_LOCK = 7_306_001  # key of an advisory lock: any number that nothing else in the database uses
+FREEZE_LOCK = 7_306_001  # key of an advisory lock: any number that nothing else in the database uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +253,6 @@ class NewBatch:
     now: datetime
     episodes: Sequence[FreezableEpisode]
     passes: int = 1
-
-
-def lock_freezing(connection: Connection) -> None:
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_FREEZE_LOCK])
 
 
 # Ids of trajectories stay in the database: they are taken from the episodes as last read, in the order in which these were chosen.

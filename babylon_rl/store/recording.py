@@ -53,6 +53,7 @@ def add_agents(connection: Connection, agents: Sequence[tuple[str, str]], now: d
     connection.insert('public."User"', rows, "ON CONFLICT (id) DO NOTHING")
 
 
+SIMULATION_LOCK = "babylon_rl.simulated_hours"  # one run of ``spawn-agents`` at a time
 _SIMULATED = "A simulated company"  # the description by which our companies are known
 
 
@@ -118,11 +119,6 @@ def simulated_hours(connection: Connection, seed: int) -> list[str]:
     """Return the windows that ``spawn-agents`` wrote with ``seed``, in order."""
     rows = connection.execute('SELECT "window" FROM babylon_rl.simulated_hours WHERE seed = %s ORDER BY "window"', (seed,))
     return [window for (window,) in rows]
-
-
-def lock_simulation(connection: Connection) -> None:
-    """Block other ``spawn-agents`` runs until this transaction ends."""
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext('babylon_rl.simulated_hours'))")
 
 
 def simulated_seeds(connection: Connection) -> set[int]:

@@ -21,7 +21,7 @@ ON_TRIAL = ("rolling", "paused")
 State = Literal["candidate", "rolling", "paused", "released", "rolled_back", "superseded"]
 Strategy = Literal["immediate", "gradual", "test"]
 # Taken before the locks of versions' rows (registry.lock_models).
-_LOCK = 0x72656C6561736573  # "releases": one transition at a time
+RELEASES_LOCK = 0x72656C6561736573  # "releases": one transition at a time
 
 # A step begins when state or share changes; a new list of agents alone does not begin one.
 _UPDATE_ROLLOUT = """
@@ -142,11 +142,6 @@ def read_routing(connection: Connection) -> RoutingTable:
             if deployed is None and status == "deployed" and deployed_at is not None:
                 deployed = version
     return RoutingTable(versions, deployed, trials[0] if trials else None, test)
-
-
-def lock_releases(connection: Connection) -> None:
-    """Let no other transition begin until the end of the transaction."""
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
 
 
 def read_rollouts(connection: Connection, states: Sequence[str] | None = None) -> list[Rollout]:

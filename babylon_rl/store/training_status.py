@@ -15,6 +15,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.windows import window_of
 
+TRIGGER_LOCK = "babylon_rl trigger"  # one trigger at a time checks and freezes
 EXACT_UP_TO = 10_000
 SAMPLED_PAGES = 200
 # The planner's estimate reads no row.
@@ -195,8 +196,3 @@ def read_kept_counts(connection: Connection) -> KeptCounts | None:
 def write_kept_counts(connection: Connection, counts: KeptCounts) -> None:
     """Replace the kept counts, in the caller's transaction."""
     connection.upsert("babylon_rl.kept_counts", [counts], keys=("one",))
-
-
-def lock_trigger(connection: Connection) -> None:
-    """Let one trigger at a time check and freeze, until the end of the transaction."""
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext('babylon_rl trigger'))")
