@@ -135,7 +135,7 @@ def differences(test: ABTest, arms: Sequence[Arm]) -> dict[str, LiveInterval]:
     confidence = 1 - (1 - CONFIDENCE) / len(others)
     return {
         arm.name: live_comparison(
-            list(arm.paired.values()), list(first.paired.values()), expected_effect=test.expected_effect_usd, confidence=confidence
+            list(arm.paired.values()), list(first.paired.values()), expected_effect=test.expected_effect, confidence=confidence
         )
         for arm in others
         if arm.paired and first.paired

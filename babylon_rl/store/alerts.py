@@ -94,8 +94,7 @@ def resolve(connection: Connection, kinds: Collection[str], seen: Collection[str
 def lock_due(connection: Connection, now: datetime, but: Collection[str]) -> StoredAlert | None:
     """Lock the oldest due alert until the transaction ends. Not one among ``but``, nor one held by another process."""
     # The lock lasts while the message is under way: another process takes the next alert instead of sending this one too.
-    due = connection.rows(StoredAlert, _DUE, {"now": now, "forgotten": now - FORGOTTEN_AFTER, "but": list(but)})
-    return due[0] if due else None
+    return connection.first(StoredAlert, _DUE, {"now": now, "forgotten": now - FORGOTTEN_AFTER, "but": list(but)})
 
 
 def note_try(connection: Connection, cause: str, channels: Sequence[str], error: str | None, sent_at: datetime | None) -> None:
@@ -113,5 +112,4 @@ def scored_hours(connection: Connection, first: str, end: str) -> list[ScoredHou
 
 def windows_waiting(connection: Connection, reason: str) -> list[str]:
     """Return the hours that wait for their judge with a reason that begins so."""
-    rows = connection.execute('SELECT "window" FROM babylon_rl.judge_pending WHERE "reason" LIKE %s ORDER BY 1', [f"{reason}%"])
-    return [window for (window,) in rows]
+    return connection.column('SELECT "window" FROM babylon_rl.judge_pending WHERE "reason" LIKE %s ORDER BY 1', [f"{reason}%"])

@@ -27,14 +27,13 @@ TRAINED, BASELINE = "trained", "baseline"
 REGISTRY_LOCK = 7_306_002
 
 # Our row and the game's row of the same batch, with the count of its trajectories and its windows.
-_BATCH = """
-SELECT b."batchId", b."baseModel", b."backend", b."parentVersion", b."version", b."seed", b."attempt", b."state", b."settings",
-       b."dropout", b."preflight", b."createdAt", b."heartbeatAt", p."startedAt", p."completedAt", p."error", p."trainingLoss",
-       (SELECT count(*) FROM babylon_rl.batch_items i WHERE i."batchId" = b."batchId" AND (i."live" OR i."consumed")),
-       ARRAY(SELECT DISTINCT e."window" FROM babylon_rl.batch_episodes e WHERE e."batchId" = b."batchId" AND e."dropped" IS NULL
-             ORDER BY e."window" DESC), b."passes"
-FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."batchId"
-"""
+_BATCHES = """(
+    SELECT b.*, p."startedAt", p."completedAt", p."error", p."trainingLoss" AS "loss",
+           (SELECT count(*) FROM babylon_rl.batch_items i WHERE i."batchId" = b."batchId" AND (i."live" OR i."consumed")) AS "trajectories",
+           ARRAY(SELECT DISTINCT e."window" FROM babylon_rl.batch_episodes e WHERE e."batchId" = b."batchId" AND e."dropped" IS NULL
+                 ORDER BY e."window" DESC) AS "windows"
+    FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."batchId"
+) AS batch"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +113,15 @@ def batch_id_taken(connection: Connection, batch_id: str) -> bool:
 
 
 def read_batch(connection: Connection, batch_id: str) -> Batch | None:
-    row = connection.execute(_BATCH + 'WHERE b."batchId" = %s', [batch_id]).fetchone()
-    return None if row is None else Batch(*row)
+    return connection.first(Batch, f'{_BATCHES} WHERE "batchId" = %s', [batch_id])
 
 
 def read_batches(connection: Connection, states: Sequence[str] | None = None, limit: int | None = 100) -> list[Batch]:
     """Return our batches, newest first; with ``states``, only those in one of them. Without ``limit`` all."""
     chosen = """
-    WHERE %(states)s::text[] IS NULL OR b."state" = ANY(%(states)s) ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %(limit)s
+    WHERE %(states)s::text[] IS NULL OR "state" = ANY(%(states)s) ORDER BY "createdAt" DESC, "batchId" DESC LIMIT %(limit)s
     """
-    rows = connection.execute(_BATCH + chosen, {"states": None if states is None else list(states), "limit": limit})
-    return [Batch(*row) for row in rows]
+    return connection.rows(Batch, _BATCHES + chosen, {"states": None if states is None else list(states), "limit": limit})
 
 
 def read_foreign_batches(connection: Connection) -> list[dict[str, Any]]:

@@ -138,8 +138,7 @@ def write_results(
 
 
 def passed_versions(connection: Connection) -> set[str]:
-    passed = connection.execute("""SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'""")
-    return {version for (version,) in passed}
+    return set(connection.column("""SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'"""))
 
 
 def write_report(connection: Connection, report: BenchmarkReport) -> None:
@@ -148,7 +147,7 @@ def write_report(connection: Connection, report: BenchmarkReport) -> None:
 
 
 def read_report(connection: Connection, batch_id: str) -> BenchmarkReport | None:
-    return next(iter(connection.rows(BenchmarkReport, 'babylon_rl.benchmark_reports WHERE "batchId" = %s', [batch_id])), None)
+    return connection.first(BenchmarkReport, 'babylon_rl.benchmark_reports WHERE "batchId" = %s', [batch_id])
 
 
 def read_reports(connection: Connection) -> dict[str, BenchmarkReport]:

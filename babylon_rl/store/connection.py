@@ -81,10 +81,18 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         assert row is not None
         return row
 
+    def column(self, statement: str, parameters: Params | None = None) -> list[Any]:
+        """Return the first column of all rows."""
+        return [row[0] for row in self.execute(statement, parameters)]
+
     def rows(self, struct: type[T], source: str, parameters: Params | None = None, but: Collection[str] = ()) -> list[T]:
         """Return rows as structs or dataclasses; ``source`` is the statement from its table on, ``but`` as for ``columns_of``."""
         columns = columns_of(struct, but)
         return [loaded(struct, columns, row) for row in self.execute(f"SELECT {listed(columns)} FROM {source}", parameters)]
+
+    def first(self, struct: type[T], source: str, parameters: Params | None = None) -> T | None:
+        """Return the first of ``rows``, or None."""
+        return next(iter(self.rows(struct, source, parameters)), None)
 
     def by_window(self, struct: type[T], source: str, windows: Sequence[str], but: Collection[str] = ()) -> dict[str, list[T]]:
         """Return ``rows`` of each of ``windows``, which ``source`` has as its parameter; a window without rows has an empty list."""

@@ -119,7 +119,7 @@ def ended_runs(connection: Connection, before: datetime, but_partitions: Collect
     """Return the ids of runs that ended before a time (naive UTC). Without those of ``but_partitions``; empty without Dagster's tables."""
     if not connection.has_table(f"{DAGSTER_SCHEMA}.event_logs"):
         return []
-    return [run_id for (run_id,) in connection.execute(_ENDED, [before, list(but_partitions)])]
+    return connection.column(_ENDED, [before, list(but_partitions)])
 
 
 def delete_logs(connection: Connection, run_ids: Sequence[str], *, dry_run: bool) -> int:

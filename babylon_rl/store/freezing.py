@@ -196,7 +196,7 @@ def look_at_newest(
 
     The caller holds the freeze lock. Portions grow from HOURS_LOOKED_AT_FIRST hours, each twice the last: a caller may stop early.
     """
-    hours = [row[0] for row in connection.execute(_HOURS, bounds.parameters)]
+    hours = connection.column(_HOURS, bounds.parameters)
     statement = _statement(_LOOK, rules)
     start, size = 0, HOURS_LOOKED_AT_FIRST
     while start < len(hours):
@@ -222,14 +222,11 @@ def count_unread(connection: Connection, bounds: FreezeBounds) -> int:
 
 def decided_windows(connection: Connection, windows: Sequence[str]) -> frozenset[str]:
     """Return those of ``windows`` with a dropout decision, of an earlier batch or before they were judged: it is made once per group."""
-    rows = connection.execute(
-        """
+    decided = """
         SELECT "window" FROM babylon_rl.batch_episodes WHERE "window" = ANY(%(windows)s)
         UNION SELECT "window" FROM babylon_rl.dropout_decisions WHERE "window" = ANY(%(windows)s)
-        """,
-        {"windows": list(windows)},
-    )
-    return frozenset(row[0] for row in rows)
+    """
+    return frozenset(connection.column(decided, {"windows": list(windows)}))
 
 
 def record_decisions(connection: Connection, windows: Sequence[str], rate: float, freezable: int, now: datetime) -> None:

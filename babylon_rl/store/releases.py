@@ -105,12 +105,12 @@ class RoutedVersion:
 
 @dataclass(frozen=True, slots=True)
 class ABTest:
-    """Arms (versions, or base) with their percent of all agents. The others are compared with the first."""
+    """Arms (versions, or base) with their percent of all agents, compared with the first; the effect is in dollars an hour."""
 
     name: str
     arms: Sequence[str]
     shares: Sequence[float]
-    expected_effect_usd: float
+    expected_effect: float
     state: str
     started_at: datetime
     stopped_at: datetime | None
@@ -208,10 +208,6 @@ def switch_game(connection: Connection, model_name: str | None, now: datetime) -
     connection.upsert('public."SystemSettings"', [row], keys=("id",))
 
 
-_TESTS = """
-SELECT "name", "arms", "shares", "expectedEffect", "state", "startedAt", "stoppedAt" FROM babylon_rl.ab_tests
-ORDER BY "startedAt" DESC, "name"
-"""
 _STOP = """
 UPDATE babylon_rl.ab_tests SET "state" = 'stopped', "stoppedAt" = %s, "stoppedBy" = %s, "stoppedWhy" = %s
 WHERE "name" = %s AND "state" = 'running'
@@ -223,7 +219,7 @@ WHERE "arm" = 'ab' AND "agentId" IS NOT NULL AND "at" >= %s AND "at" <= COALESCE
 
 
 def read_tests(connection: Connection) -> list[ABTest]:
-    return [ABTest(*row) for row in connection.execute(_TESTS)]
+    return connection.rows(ABTest, 'babylon_rl.ab_tests ORDER BY "startedAt" DESC, "name"')
 
 
 def insert_test(

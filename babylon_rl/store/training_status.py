@@ -180,7 +180,7 @@ def automation_state(connection: Connection) -> AutomationState:
     """Return the state of automation by Dagster's tables. Empty where they are not there yet."""
     if not connection.has_table(_HEARTBEATS):
         return AutomationState(None, 0, ())
-    stopped = tuple(name for (name,) in connection.execute(_STOPPED))
+    stopped = tuple(connection.column(_STOPPED))
     return AutomationState(daemon_seen_at(connection), connection.value("SELECT count(*) FROM babylon_dagster.runs") or 0, stopped)
 
 
@@ -190,7 +190,7 @@ def clock_of(connection: Connection) -> datetime:
 
 
 def read_kept_counts(connection: Connection) -> KeptCounts | None:
-    return next(iter(connection.rows(KeptCounts, "babylon_rl.kept_counts")), None)
+    return connection.first(KeptCounts, "babylon_rl.kept_counts")
 
 
 def write_kept_counts(connection: Connection, counts: KeptCounts) -> None:
