@@ -88,12 +88,10 @@ class DatabaseSettings(SettingsGroup):
 
     @property
     def home(self) -> Path:
-        """The state directory as an absolute path."""
         return self.babylon_rl_home.expanduser().absolute()
 
     @property
     def uses_embedded_database(self) -> bool:
-        """True when no DATABASE_URL is set."""
         return self.database_url is None
 
 
@@ -384,7 +382,6 @@ class ServingSettings(SettingsGroup):
 
     @property
     def in_production(self) -> bool:
-        """True when NODE_ENV or ENVIRONMENT is production."""
         return "production" in (self.node_env, self.environment)
 
     @property
@@ -462,11 +459,7 @@ GROUPS = tuple(group for group in reversed(Settings.__bases__) if issubclass(gro
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment and ``.env``; ``overrides`` (field names) win over both.
-
-    Raises:
-        SettingsError: one or more values are not allowed; the message has a line for each.
-    """
+    """Read the environment and ``.env``; ``overrides`` (field names) win. Raises SettingsError: a line for each refused value."""
     # A setting on a line that the parser skips would silently have its default.
     lines = unreadable_lines(Path(ENV_FILE))
     try:

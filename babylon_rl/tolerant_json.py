@@ -36,9 +36,7 @@ def read_json(data: bytes | str, *, halves: bool = False) -> Any:
 
     NaN is read as None, Infinity as the largest number; a byte order mark, control characters in texts and bytes that are no UTF-8 are
     taken. Half of a surrogate pair becomes U+FFFD; with ``halves`` it stays, as the other half may come with the next piece of a text.
-
-    Raises:
-        NotJson: it is none.
+    Raises NotJson: it is none.
     """
     try:
         return msgspec.json.decode(data)

@@ -139,7 +139,6 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def used(self) -> bool:
-        """True if a training consumed one of its trajectories."""
         return bool(self.used_ids)
 
 
@@ -199,25 +198,19 @@ class HourEpisodes:
 
     @property
     def ready(self) -> bool:
-        """True if there are enough usable episodes for a group."""
         return len(self.usable_episodes) >= self.min_agents
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowReading(HourEpisodes):
-    """The trajectories of one hour, stitched and counted.
-
-    ``rejections`` are in order of trajectory id, ``odd_hours`` the ids of rows of another length than 1 h.
-    """
+    """The trajectories of one hour, stitched and counted; ``rejections`` are in order of trajectory id."""
 
     rows: int
     rejections: tuple[Rejection, ...]
-    odd_hours: tuple[str, ...] = ()
     quality: HourQuality = field(default_factory=HourQuality)
 
     @property
     def eligible(self) -> int:
-        """Number of eligible trajectories."""
         return sum(len(episode.trajectory_ids) for episode in self.episodes)
 
     @property
@@ -350,7 +343,6 @@ class GroupScores(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def group_size(self) -> int:
-        """Number of episodes in the group."""
         return len(self.scores)
 
     @property

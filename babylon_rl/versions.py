@@ -18,11 +18,7 @@ _COUNTED = re.compile(r"(\d+) ([a-z ]+) #([0-9a-f]+)")
 
 
 def content_version(content: Any) -> str:
-    """The 16-digit hash of JSON-able ``content``; equal content gives the same hash on every machine.
-
-    Raises:
-        ValueError: a NaN or infinite number.
-    """
+    """The 16-digit hash of JSON-able ``content``, the same on every machine. Raises ValueError: a NaN or infinite number."""
     digest = hashlib.sha256()
     for part in _canonical_json(content, _HASHED_IN_PARTS):
         digest.update(part.encode())

@@ -57,21 +57,15 @@ def window_start(window: str) -> datetime:
 
 
 def window_end(window: str) -> datetime:
-    """The first moment after a window."""
     return window_start(window) + HOUR
 
 
 def next_window(window: str) -> str:
-    """The window that follows."""
     return window_of(window_end(window))
 
 
 def window_range(first: str, end: str) -> Iterator[str]:
-    """The windows from ``first`` (inclusive) to ``end`` (exclusive), in order.
-
-    Raises:
-        UsageError: a malformed id, or ``end`` before ``first``.
-    """
+    """The windows from ``first`` (inclusive) to ``end`` (exclusive). Raises UsageError: a malformed id, or ``end`` before ``first``."""
     at, stop = window_start(first), window_start(end)
     if stop < at:
         raise UsageError(f"The range runs backwards: --from {first} is after --to {end}. Swap them.")

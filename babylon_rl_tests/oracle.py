@@ -25,7 +25,7 @@ class Hour:
     """One window: ``rejected`` holds reason and faulty places by trajectory id, ``episodes`` every field by agent id."""
 
     rows: int = 0
-    odd_hours: list[str] = field(default_factory=list)
+    other_lengths: int = 0
     rejected: dict[str, tuple[str, frozenset[str]]] = field(default_factory=dict)
     episodes: dict[str, dict[str, Any]] = field(default_factory=dict)
     ready: bool = False
@@ -41,8 +41,7 @@ def read_hours(
         window = window_of(row)
         hour = hours.setdefault(window, Hour())
         hour.rows += 1
-        if row["windowHours"] != 1:
-            hour.odd_hours.append(row["trajectoryId"])
+        hour.other_lengths += row["windowHours"] != 1
         steps, reason, paths = judged(row)
         if reason:
             hour.rejected[row["trajectoryId"]] = (reason, paths)

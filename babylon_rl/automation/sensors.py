@@ -32,7 +32,7 @@ from babylon_rl.serving.dagster_client import PARTITION_TAG, RANGE_START, SCORIN
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.live_usage import count_usage
-from babylon_rl.store.releases import lock_releases
+from babylon_rl.store.releases import RELEASES_LOCK
 from babylon_rl.store.scores import read_pending
 from babylon_rl.training.batches import fail_stuck, pending_batches
 from babylon_rl.training.readiness import freeze_when_ready, keep_counts
@@ -168,7 +168,7 @@ def advance_rollouts(context: dg.SensorEvaluationContext, babylon: dg.ResourcePa
         said = advance(connection, babylon.settings, now)
         # Afterwards, so that a count that fails, and this tick with it, keeps no version from being rolled back.
         with connection.transaction():
-            lock_releases(connection)
+            connection.take_lock(RELEASES_LOCK)
             count_usage(connection, now)
         return dg.SkipReason(said)
 

@@ -6,7 +6,7 @@ are requested). ``sync_windows`` keeps babylon_rl.windows, episodes and rejectio
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -51,15 +51,11 @@ from babylon_rl.types import (
 from babylon_rl.versions import content_version
 from babylon_rl.windows import is_complete, window_start
 
-_IN_TIME = attrgetter("start_time", "trajectory_id")
-
 
 def by_agent(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
     """Group trajectories by agent, in order of agent id. Each group is in order of (startTime, trajectoryId)."""
-    agents: defaultdict[str, list[Trajectory]] = defaultdict(list)
-    for trajectory in trajectories:
-        agents[trajectory.agent_id].append(trajectory)
-    return [sorted(agents[agent], key=_IN_TIME) for agent in sorted(agents)]
+    ordered = sorted(trajectories, key=attrgetter("agent_id", "start_time", "trajectory_id"))
+    return [list(own) for _, own in groupby(ordered, key=attrgetter("agent_id"))]
 
 
 def episode(own: Sequence[Trajectory], min_steps: int) -> Episode:
@@ -184,12 +180,11 @@ class _WindowRows:
     rows: int = 0
     trajectories: list[Trajectory] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
-    odd_hours: list[str] = field(default_factory=list)
+    other_lengths: int = 0
 
     def count(self, row: TrajectoryRow, content: Decoded | Fault) -> None:
         self.rows += 1
-        if row.window_hours != 1:
-            self.odd_hours.append(row.trajectory_id)
+        self.other_lengths += row.window_hours != 1
         if isinstance(content, Fault):
             # A detail may quote the row, and Postgres stores no NUL in a text.
             self.rejections.append(Rejection(row.window, row.trajectory_id, content.reason, content.detail.replace("\0", UNSTORABLE)))
@@ -201,11 +196,7 @@ def read_window(connection: Connection, window: str, settings: Settings, *, text
 
 
 def read_windows(connection: Connection, windows: Iterable[str], settings: Settings, *, texts: bool = False) -> dict[str, WindowReading]:
-    """Read many hours with one query; the keys are ``windows`` in order, empty hours included.
-
-    Raises:
-        UsageError: one of them is not a window id.
-    """
+    """Read many hours with one query, by window in order, empty hours included. Raises UsageError: one of ``windows`` is no window id."""
     ordered = _checked(windows)
     hours = {window: _WindowRows() for window in ordered}
     rows = trajectory_rows(connection, ordered)
@@ -247,30 +238,21 @@ def _eligible(
     rules = SequenceRules(settings.purposes_g, settings.train_synthetic)
     without_calls: list[tuple[Trajectory, StepPlaces]] = []
     for row in rows:
-        result = _decoded(row, rules, texts, on_row)
-        if isinstance(result, Trajectory):
-            yield result
-        elif result is not None:
-            without_calls.append(result)
+        decoded = decode(row, texts=texts)
+        if on_row is not None:
+            on_row(row, decoded)
+        if isinstance(decoded, Fault):
+            continue
+        trajectory = reduced(row, decoded, rules)
+        if trajectory.message_source != "embedded":
+            without_calls.append((trajectory, StepPlaces.of(decoded.recorded)))
+        else:
+            yield embedded_sequences(trajectory, decoded.completed, rules) if texts else trajectory
     # Trajectories without calls in their steps wait until the row stream ends: the connection can answer no other query before.
     while without_calls:
         # Taken off the end, so that what has been completed is let go.
         portion, without_calls[-_LOG_CHUNK:] = without_calls[-_LOG_CHUNK:], []
         yield from _completed(connection, portion, rules, texts)
-
-
-def _decoded(
-    row: TrajectoryRow, rules: SequenceRules, texts: bool, on_row: OnRow | None
-) -> Trajectory | tuple[Trajectory, StepPlaces] | None:
-    decoded = decode(row, texts=texts)
-    if on_row is not None:
-        on_row(row, decoded)
-    if isinstance(decoded, Fault):
-        return None
-    trajectory = reduced(row, decoded, rules)
-    if trajectory.message_source != "embedded":
-        return trajectory, StepPlaces.of(decoded.recorded)
-    return embedded_sequences(trajectory, decoded.completed, rules) if texts else trajectory
 
 
 def _completed(
@@ -297,13 +279,12 @@ def _reading(window: str, hour: _WindowRows, settings: HourSettings) -> WindowRe
         episodes=tuple(episode(own, settings.min_actions_per_trajectory) for own in agents),
         rejections=tuple(sorted(hour.rejections, key=attrgetter("trajectory_id"))),
         min_agents=settings.min_agents_per_window,
-        odd_hours=tuple(sorted(hour.odd_hours)),
-        quality=hour_quality(agents, len(hour.odd_hours)),
+        quality=hour_quality(agents, hour.other_lengths),
     )
 
 
-def hour_quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> HourQuality:
-    """Count the odd rows among one hour's eligible trajectories, by agent; ``odd_hours`` counts rows of another length than 1 h."""
+def hour_quality(agents: Sequence[Sequence[Trajectory]], other_lengths: int) -> HourQuality:
+    """Count the odd rows among one hour's eligible trajectories, by agent; ``other_lengths`` counts rows of another length than 1 h."""
     duplicates = [trajectory_id for own in agents for trajectory_id in _repeated(own)]
     # Jumps within a row were found while it was reduced; here the end of each row is compared with the start of the next.
     jumping = [own[0].agent_id for own in agents if any([row.jumped for row in own]) or any(map(_jumps_between, own, own[1:]))]
@@ -318,7 +299,7 @@ def hour_quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> Hour
         skewed_rows=len(skewed),
         pnl_jumps=tuple(jumping[:MOST_NAMED]),
         jumping_agents=len(jumping),
-        other_lengths=odd_hours,
+        other_lengths=other_lengths,
     )
 
 
@@ -337,10 +318,7 @@ def sync_windows(connection: Connection, windows: Iterable[str], settings: Setti
 
     Hours are written whole or not at all: up to HOURS_READ_AT_ONCE of them in one transaction, under each hour's lock. An hour without rows
     leaves nothing behind, and scores of a changed group are marked stale. ``connection`` should not be inside a transaction, which would
-    delay the commit.
-
-    Raises:
-        UsageError: one of ``windows`` is not a window id.
+    delay the commit. Raises UsageError: one of ``windows`` is not a window id.
     """
     summaries: dict[str, WindowSummary] = {}
     for portion in reading_chunks(connection, windows):

@@ -178,7 +178,6 @@ class Removal:
                 self.file(path)
 
     def refuse(self, path: Path, refusal: OSError) -> None:
-        """Note a path that cannot be removed."""
         self.refused.append(f"{path} cannot be removed: {refusal.strerror or refusal}.")
 
 

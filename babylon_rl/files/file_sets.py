@@ -51,7 +51,6 @@ class Staging:
         return path
 
     def described(self, name: str) -> PublishedFile:
-        """Size and hash of a file that was written at ``new``."""
         path = self._work / name
         return PublishedFile(name, path.stat().st_size, sha256(path))
 

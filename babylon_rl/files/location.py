@@ -65,7 +65,6 @@ class Location:
             self._fs.invalidate_cache()
 
     def path(self, name: str) -> str:
-        """Path of a file in its file system."""
         return f"{self._root}/{name}" if name else self._root
 
     def exists(self, name: str) -> bool:

@@ -23,7 +23,7 @@ from babylon_rl.settings import HourSettings
 from babylon_rl.store import outcomes as store
 from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.market import MarketEvent, QuestionSpan, StockSpan, events, question_spans, stock_spans
+from babylon_rl.store.market import MarketEvent, QuestionSpan, StockSpan, recorded
 from babylon_rl.store.outcomes import MarketWindowRow, OutcomeRow
 from babylon_rl.store.windows import chunks, lock_windows
 from babylon_rl.versions import content_version
@@ -242,16 +242,9 @@ def read_many_outcomes(connection: Connection, windows: Iterable[str], settings:
         UsageError: one of ``windows`` is not a window id.
     """
     ordered = sorted(set(windows))
-    stocks: defaultdict[str, list[StockSpan]] = defaultdict(list)
-    questions: defaultdict[str, list[QuestionSpan]] = defaultdict(list)
-    event_rows: defaultdict[str, list[MarketEvent]] = defaultdict(list)
-    for event in events(connection, ordered):
-        event_rows[event.window].append(event)
-    for stock in stock_spans(connection, ordered):
-        stocks[stock.window].append(stock)
-    for question in question_spans(connection, ordered):
-        questions[question.window].append(question)
-    return {window: window_outcomes(window, stocks[window], questions[window], event_rows[window], settings) for window in ordered}
+    events, stocks = recorded(connection, MarketEvent, ordered), recorded(connection, StockSpan, ordered)
+    questions = recorded(connection, QuestionSpan, ordered)
+    return {window: window_outcomes(window, stocks[window], questions[window], events[window], settings) for window in ordered}
 
 
 def stored_outcomes(connection: Connection, windows: Sequence[str], settings: HourSettings) -> dict[str, WindowOutcomes]:

@@ -165,7 +165,7 @@ def _play_and_write(
     own_market: bool, now: datetime,
 ) -> SpawnedHour:  # fmt: skip
     start = window_start(window)
-    rows.lock_simulation(connection)
+    connection.take_lock(rows.SIMULATION_LOCK)
     # Checked under the lock: two commands never play the same hour.
     if rows.has_simulated_hour(connection, window):
         raise MarketError(f"Simulated agents have already played {window}. Give another --start, or none for the newest free hours.")

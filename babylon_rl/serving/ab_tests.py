@@ -18,7 +18,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.live_usage import AgentHour, read_agent_hours
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.releases import BASE, ABTest, ReleaseAuthor, assigned_agents, end_test, insert_test, lock_releases, read_tests
+from babylon_rl.store.releases import BASE, RELEASES_LOCK, ABTest, ReleaseAuthor, assigned_agents, end_test, insert_test, read_tests
 from babylon_rl.windows import window_of
 
 EXPECTED_USD = 50.0  # P&L difference an agent-hour at which comparisons are sharpest
@@ -90,7 +90,7 @@ def start(
     if not (all(share > 0 for share in shares) and sum(shares) <= 100 and 0 < expected_effect_usd < math.inf):
         raise UsageError("Shares are percents above 0 whose sum is at most 100, and the expected effect is above 0.")
     with own_transaction(connection):
-        lock_releases(connection)
+        connection.take_lock(RELEASES_LOCK)
         models, tests = {model.version: model for model in read_models(connection)}, read_tests(connection)
         for arm in arms:
             model = models.get(arm)
@@ -107,7 +107,7 @@ def start(
 def stop(connection: Connection, name: str, author: ReleaseAuthor) -> None:
     """Stop a running test; its agents follow the rollouts again. Raises ReleaseRefused: it does not run."""
     with own_transaction(connection):
-        lock_releases(connection)
+        connection.take_lock(RELEASES_LOCK)
         if not end_test(connection, name, author):
             raise ReleaseRefused(f"There is no running A/B test {name}.")
 
@@ -134,7 +134,7 @@ def differences(test: ABTest, arms: Sequence[Arm]) -> dict[str, LiveInterval]:
     confidence = 1 - (1 - CONFIDENCE) / len(others)
     return {
         arm.name: live_comparison(
-            list(arm.paired.values()), list(first.paired.values()), expected_effect=test.expected_effect_usd, confidence=confidence
+            list(arm.paired.values()), list(first.paired.values()), expected_effect=test.expected_effect, confidence=confidence
         )
         for arm in others
         if arm.paired and first.paired

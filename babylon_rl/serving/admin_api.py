@@ -75,7 +75,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.releases import ReleaseAuthor, Rollout
-from babylon_rl.store.training_status import hours_read, lock_trigger, recent_trajectories
+from babylon_rl.store.training_status import TRIGGER_LOCK, hours_read, recent_trajectories
 from babylon_rl.training.batches import cancel_batch, fail_stuck, pending_batches
 from babylon_rl.training.freezing import freeze, freeze_bounds
 from babylon_rl.training.importing import ImportedWeights, import_version
@@ -234,7 +234,7 @@ class AdminApi:
         self.dagster.live_runs(job=TRAIN_JOB)
         # A connection of its own holds the lock, as freezing commits transactions of its own meanwhile.
         with self.database.connect() as guard, guard.transaction():
-            lock_trigger(guard)
+            guard.take_lock(TRIGGER_LOCK)
             with self.database.connect(autocommit=True) as connection:
                 batch = self._freeze(connection, now, asked)
         try:

@@ -170,7 +170,7 @@ def _transition(connection: Connection, author: ReleaseAuthor, settings: Setting
     """Run the block as one transaction that no other transition runs beside."""
     with own_transaction(connection):
         # In this order everywhere, so that no two wait for each other. What is decided on is read under both locks.
-        stored.lock_releases(connection)
+        connection.take_lock(stored.RELEASES_LOCK)
         lock_models(connection)
         models, live = read_models(connection), stored.read_rollouts(connection, LIVE)
         deployed = deployed_model(models)

@@ -85,8 +85,7 @@ def resolve(connection: Connection, kinds: Collection[str], seen: Collection[str
 def lock_due(connection: Connection, now: datetime, but: Collection[str]) -> StoredAlert | None:
     """Lock the oldest due alert until the transaction ends. Not one among ``but``, nor one held by another process."""
     # The lock lasts while the message is under way: another process takes the next alert instead of sending this one too.
-    due = connection.rows(StoredAlert, _DUE, {"now": now, "forgotten": now - FORGOTTEN_AFTER, "but": list(but)})
-    return due[0] if due else None
+    return connection.first(StoredAlert, _DUE, {"now": now, "forgotten": now - FORGOTTEN_AFTER, "but": list(but)})
 
 
 def note_try(connection: Connection, cause: str, channels: Sequence[str], error: str | None, sent_at: datetime | None) -> None:

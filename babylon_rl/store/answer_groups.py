@@ -65,7 +65,7 @@ def rows_versions(connection: Connection, windows: Sequence[str]) -> dict[str, s
 
 def held_trajectories(connection: Connection, windows: Sequence[str], batch_id: str | None) -> set[str]:
     """Return the trajectories of ``windows`` in live batches other than ``batch_id``."""
-    return {row[0] for row in connection.execute(_HELD, (list(windows), batch_id))}
+    return set(connection.column(_HELD, (list(windows), batch_id)))
 
 
 def read_replayed(connection: Connection, windows: Sequence[str]) -> dict[str, ReplayedHour]:

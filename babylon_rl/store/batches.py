@@ -23,18 +23,17 @@ DROPOUT = "dropout"  # reason of an episode left out of a batch before it is jud
 # States in which a batch still holds its trajectories.
 LIVE_STATES = ("pending", "preparing", "scoring", "training", "uploading")
 TRAINED, BASELINE = "trained", "baseline"
-# Key of an advisory lock, as in freezing.py. It is taken last: after the freeze lock, and after the locks of hours.
-_REGISTRY_LOCK = 7_306_002
+# For choosing a version number. It is taken last: after the freeze lock, and after the locks of hours.
+REGISTRY_LOCK = 7_306_002
 
 # Our row and the game's row of the same batch, with the count of its trajectories and its windows.
-_BATCH = """
-SELECT b."batchId", b."baseModel", b."backend", b."parentVersion", b."version", b."seed", b."attempt", b."state", b."settings",
-       b."dropout", b."preflight", b."createdAt", b."heartbeatAt", p."startedAt", p."completedAt", p."error", p."trainingLoss",
-       (SELECT count(*) FROM babylon_rl.batch_items i WHERE i."batchId" = b."batchId" AND (i."live" OR i."consumed")),
-       ARRAY(SELECT DISTINCT e."window" FROM babylon_rl.batch_episodes e WHERE e."batchId" = b."batchId" AND e."dropped" IS NULL
-             ORDER BY e."window" DESC), b."passes"
-FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."batchId"
-"""
+_BATCHES = """(
+    SELECT b.*, p."startedAt", p."completedAt", p."error", p."trainingLoss" AS "loss",
+           (SELECT count(*) FROM babylon_rl.batch_items i WHERE i."batchId" = b."batchId" AND (i."live" OR i."consumed")) AS "trajectories",
+           ARRAY(SELECT DISTINCT e."window" FROM babylon_rl.batch_episodes e WHERE e."batchId" = b."batchId" AND e."dropped" IS NULL
+                 ORDER BY e."window" DESC) AS "windows"
+    FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."batchId"
+) AS batch"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,27 +108,20 @@ class BatchEpisode:
         return TRAINED if self.trained_ids else BASELINE
 
 
-def lock_registry(connection: Connection) -> None:
-    """Take the registry lock, for choosing a version number, until the end of the transaction."""
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_REGISTRY_LOCK])
-
-
 def batch_id_taken(connection: Connection, batch_id: str) -> bool:
     return connection.value('SELECT 1 FROM public.training_batches WHERE "batchId" = %s OR id = %s', [batch_id, batch_id]) is not None
 
 
 def read_batch(connection: Connection, batch_id: str) -> Batch | None:
-    row = connection.execute(_BATCH + 'WHERE b."batchId" = %s', [batch_id]).fetchone()
-    return None if row is None else Batch(*row)
+    return connection.first(Batch, f'{_BATCHES} WHERE "batchId" = %s', [batch_id])
 
 
 def read_batches(connection: Connection, states: Sequence[str] | None = None, limit: int | None = 100) -> list[Batch]:
     """Return our batches, newest first; with ``states``, only those in one of them. Without ``limit`` all."""
     chosen = """
-    WHERE %(states)s::text[] IS NULL OR b."state" = ANY(%(states)s) ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %(limit)s
+    WHERE %(states)s::text[] IS NULL OR "state" = ANY(%(states)s) ORDER BY "createdAt" DESC, "batchId" DESC LIMIT %(limit)s
     """
-    rows = connection.execute(_BATCH + chosen, {"states": None if states is None else list(states), "limit": limit})
-    return [Batch(*row) for row in rows]
+    return connection.rows(Batch, _BATCHES + chosen, {"states": None if states is None else list(states), "limit": limit})
 
 
 def read_foreign_batches(connection: Connection) -> list[dict[str, Any]]:

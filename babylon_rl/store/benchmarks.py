@@ -138,8 +138,7 @@ def write_results(
 
 
 def passed_versions(connection: Connection) -> set[str]:
-    passed = connection.execute("""SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'""")
-    return {version for (version,) in passed}
+    return set(connection.column("""SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'"""))
 
 
 def write_report(connection: Connection, report: BenchmarkReport) -> None:
@@ -148,7 +147,7 @@ def write_report(connection: Connection, report: BenchmarkReport) -> None:
 
 
 def read_report(connection: Connection, batch_id: str) -> BenchmarkReport | None:
-    return next(iter(connection.rows(BenchmarkReport, 'babylon_rl.benchmark_reports WHERE "batchId" = %s', [batch_id])), None)
+    return connection.first(BenchmarkReport, 'babylon_rl.benchmark_reports WHERE "batchId" = %s', [batch_id])
 
 
 def read_reports(connection: Connection) -> dict[str, BenchmarkReport]:
@@ -231,7 +230,7 @@ def begin_confirmation(
     """
     with own_transaction(connection):
         # Number, level and markets follow from all earlier tests, so two beginnings take turns.
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_CONFIRMING])
+        connection.take_lock(_CONFIRMING)
         earlier = read_confirmations(connection)
         # A version is tested once (docs/decisions/0007): an interrupted test keeps the level and the markets that were fixed before it.
         own = next((test for test in earlier if test.version == version), None)

@@ -81,10 +81,18 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         assert row is not None
         return row
 
+    def column(self, statement: str, parameters: Params | None = None) -> list[Any]:
+        """Return the first column of all rows."""
+        return [row[0] for row in self.execute(statement, parameters)]
+
     def rows(self, struct: type[T], source: str, parameters: Params | None = None, but: Collection[str] = ()) -> list[T]:
         """Return rows as structs or dataclasses; ``source`` is the statement from its table on, ``but`` as for ``columns_of``."""
         columns = columns_of(struct, but)
         return [loaded(struct, columns, row) for row in self.execute(f"SELECT {listed(columns)} FROM {source}", parameters)]
+
+    def first(self, struct: type[T], source: str, parameters: Params | None = None) -> T | None:
+        """Return the first of ``rows``, or None."""
+        return next(iter(self.rows(struct, source, parameters)), None)
 
     def by_window(self, struct: type[T], source: str, windows: Sequence[str], but: Collection[str] = ()) -> dict[str, list[T]]:
         """Return ``rows`` of each of ``windows``, which ``source`` has as its parameter; a window without rows has an empty list."""
@@ -121,6 +129,10 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         with self.cursor().copy(f"COPY {table} ({listed(columns)}) FROM STDIN") as copy:
             for row in rows:
                 copy.write_row(row)
+
+    def take_lock(self, key: int | str) -> None:
+        """Take an advisory lock, by its number or by the hash of a name, until the transaction ends."""
+        self.execute(f"SELECT pg_advisory_xact_lock({'%s' if isinstance(key, int) else 'hashtext(%s)'})", [key])
 
     def has_table(self, name: str) -> bool:
         """Return True if a table of this name, qualified by its schema, is there."""

@@ -93,7 +93,7 @@ class DatabaseSnapshot:
     def migrations(self) -> list[str]:
         if not self.connection.has_table("babylon_rl.migrations"):
             return []
-        return [name for (name,) in self.connection.execute("SELECT id FROM babylon_rl.migrations ORDER BY id")]
+        return self.connection.column("SELECT id FROM babylon_rl.migrations ORDER BY id")
 
     def checkpoints(self) -> list[Checkpoint]:
         if not self.connection.has_table("babylon_rl.model_lineage"):
@@ -105,7 +105,7 @@ class DatabaseSnapshot:
 
         Raises DatabaseError: there is no pg_dump for this server, or it fails; then after its last block.
         """
-        others = [sql.Identifier(name).as_string() for (name,) in self.connection.execute(_OTHER_SCHEMAS, [SCHEMAS])]
+        others = [sql.Identifier(name).as_string() for name in self.connection.column(_OTHER_SCHEMAS, [SCHEMAS])]
         options = ["--no-owner", "--no-privileges", "--no-tablespaces", "--no-publications", "--no-subscriptions"]
         # Named so, and not by --schema: that would leave out extensions, and make the schema public, which every database has.
         options += [f"--exclude-schema={name}" for name in others]

@@ -84,7 +84,7 @@ def told_versions(connection: Connection, storage: str, source: str, first: str,
 
 def lock_reports(connection: Connection, storage: str) -> None:
     """Keep other reports to a storage waiting until the transaction ends."""
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"observed_versions {storage}"])
+    connection.take_lock(f"observed_versions {storage}")
 
 
 def note_versions(connection: Connection, storage: str, source: str, versions: Mapping[str, str]) -> None:
@@ -119,7 +119,7 @@ def ended_runs(connection: Connection, before: datetime, but_partitions: Collect
     """Return the ids of runs that ended before a time (naive UTC). Without those of ``but_partitions``; empty without Dagster's tables."""
     if not connection.has_table(f"{DAGSTER_SCHEMA}.event_logs"):
         return []
-    return [run_id for (run_id,) in connection.execute(_ENDED, [before, list(but_partitions)])]
+    return connection.column(_ENDED, [before, list(but_partitions)])
 
 
 def delete_logs(connection: Connection, run_ids: Sequence[str], *, dry_run: bool) -> int:

@@ -106,7 +106,7 @@ class Database:
                 )
             if allowed is not None:
                 return
-            connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (DAGSTER_SCHEMA,))
+            connection.take_lock(DAGSTER_SCHEMA)
             try:
                 connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{DAGSTER_SCHEMA}"')
             except psycopg.errors.InsufficientPrivilege:
@@ -128,7 +128,7 @@ class Database:
                 yield False
                 return
             # Checked again under the lock: another process may have finished meanwhile.
-            connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (f"{DAGSTER_SCHEMA} tables",))
+            connection.take_lock(f"{DAGSTER_SCHEMA} tables")
             if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() == (release_comment,):
                 yield False
                 return

@@ -196,7 +196,7 @@ def look_at_newest(
 
     The caller holds the freeze lock. Portions grow from HOURS_LOOKED_AT_FIRST hours, each twice the last: a caller may stop early.
     """
-    hours = [row[0] for row in connection.execute(_HOURS, bounds.parameters)]
+    hours = connection.column(_HOURS, bounds.parameters)
     statement = _statement(_LOOK, rules)
     start, size = 0, HOURS_LOOKED_AT_FIRST
     while start < len(hours):
@@ -222,14 +222,11 @@ def count_unread(connection: Connection, bounds: FreezeBounds) -> int:
 
 def decided_windows(connection: Connection, windows: Sequence[str]) -> frozenset[str]:
     """Return those of ``windows`` with a dropout decision, of an earlier batch or before they were judged: it is made once per group."""
-    rows = connection.execute(
-        """
+    decided = """
         SELECT "window" FROM babylon_rl.batch_episodes WHERE "window" = ANY(%(windows)s)
         UNION SELECT "window" FROM babylon_rl.dropout_decisions WHERE "window" = ANY(%(windows)s)
-        """,
-        {"windows": list(windows)},
-    )
-    return frozenset(row[0] for row in rows)
+    """
+    return frozenset(connection.column(decided, {"windows": list(windows)}))
 
 
 def record_decisions(connection: Connection, windows: Sequence[str], rate: float, freezable: int, now: datetime) -> None:
@@ -237,7 +234,7 @@ def record_decisions(connection: Connection, windows: Sequence[str], rate: float
     connection.insert("babylon_rl.dropout_decisions", [{"window": window, **decision} for window in windows])
 
 
-_FREEZE_LOCK = 7_306_001  # key of an advisory lock: any number that nothing else in the database uses
+FREEZE_LOCK = 7_306_001  # key of an advisory lock: any number that nothing else in the database uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +250,6 @@ class NewBatch:
     now: datetime
     episodes: Sequence[FreezableEpisode]
     passes: int = 1
-
-
-def lock_freezing(connection: Connection) -> None:
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_FREEZE_LOCK])
 
 
 # Ids of trajectories stay in the database: they are taken from the episodes as last read, in the order in which these were chosen.

@@ -14,8 +14,6 @@ import psycopg.sql
 from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
 
-_HIDDEN_ANSWERS = 'SELECT id, outcome FROM public."Question" WHERE id = ANY(%s) ORDER BY id COLLATE "C"'
-
 # Most rows hold the key with an empty value: LIKE finds the key, the regular expression removes the empty ones.
 _KNOWLEDGE = r"""
     SELECT "trajectoryId", "metadataJson" FROM public.trajectories
@@ -66,7 +64,7 @@ class AgentName:
 
 def readable(connection: Connection, table: str, columns: Sequence[str]) -> list[str]:
     """Return the ``columns`` of a game table that exist and may be read, in order."""
-    allowed = {name for (name,) in connection.execute(_READABLE, (f'public."{table}"', list(columns))).fetchall()}
+    allowed = connection.column(_READABLE, (f'public."{table}"', list(columns)))
     return [name for name in columns if name in allowed]
 
 
@@ -74,7 +72,8 @@ def hidden_answers(connection: Connection, market_ids: Sequence[str]) -> dict[st
     """Return the engine's answers to questions by id; empty without the right to read them."""
     if not market_ids or not readable(connection, "Question", ("outcome",)):
         return {}
-    return dict(connection.execute(_HIDDEN_ANSWERS, (list(market_ids),)).fetchall())
+    answers = 'SELECT id, outcome FROM public."Question" WHERE id = ANY(%s) ORDER BY id COLLATE "C"'
+    return dict(connection.execute(answers, (list(market_ids),)).fetchall())
 
 
 def recorded_knowledge(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[tuple[str, str]]:

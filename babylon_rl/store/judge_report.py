@@ -108,7 +108,7 @@ def without_scores(connection: Connection, judge: str, first: str, end: str) -> 
 
 def answered_windows(connection: Connection, judge: str, windows: Sequence[str]) -> list[str]:
     """Return those of ``windows`` with a usable answer of ``judge`` about the same content as the scores, in order."""
-    return sorted(window for (window,) in connection.execute(f'SELECT DISTINCT asked."window" {_SAME_CONTENT}', (judge, list(windows))))
+    return sorted(connection.column(f'SELECT DISTINCT asked."window" {_SAME_CONTENT}', (judge, list(windows))))
 
 
 def answered_scores(connection: Connection, judge: str, windows: Sequence[str]) -> dict[str, dict[int, list[dict[str, float]]]]:

@@ -120,7 +120,7 @@ class Reservation(msgspec.Struct, frozen=True):
 def reserve(connection: Connection, holder: str, usd: float, most: float, paid: float, now: datetime) -> Reservation:
     """Reserve dollars for ``holder`` if, with open reservations and the day's spending or ``paid``, they fit into ``most``."""
     with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_BUDGET_LOCK,))
+        connection.take_lock(_BUDGET_LOCK)
         spent = max(spent_on(connection, now)[0], paid)
         # The lock makes check and reservation one step for all runs.
         under_way, holders = connection.row(_UNDER_WAY, (now - RESERVED_FOR,))

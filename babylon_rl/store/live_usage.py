@@ -73,7 +73,6 @@ SELECT "chosenVersion", count(*)::int, count(*) FILTER (WHERE "fallback" IS NOT 
        count(*) FILTER (WHERE "latencyMs" > %s)::int
 FROM babylon_rl.gateway_calls WHERE "at" >= %s AND "status" <> 499 GROUP BY 1
 """
-_AGENTS_OF_HOURS = 'SELECT DISTINCT "agentId" FROM babylon_rl.episodes WHERE "window" >= %s'
 # ``assigned`` has a row for each version that an agent was routed to in an hour (UNION drops repetitions), so ``one`` keeps hours with a
 # single version. An agent that was recorded by its hash is found by ``names``.
 _AGENT_HOURS = """
@@ -174,8 +173,8 @@ def read_agent_hours(connection: Connection, since: datetime, agent_hash: Callab
     """Return the agents' hours since then that have been read, in order. ``agent_hash`` stands for an agent in recorded calls."""
     # The first hour as a whole: a call before ``since`` may show that the agent had another version in a part of it.
     window = window_of(since)
-    agents = [] if agent_hash is None else [agent for (agent,) in connection.execute(_AGENTS_OF_HOURS, [window])]
-    recorded = [] if agent_hash is None else [agent_hash(agent) for agent in agents]
+    agents = connection.column('SELECT DISTINCT "agentId" FROM babylon_rl.episodes WHERE "window" >= %s', [window]) if agent_hash else []
+    recorded = list(map(agent_hash, agents)) if agent_hash else []
     given = {"since": window_start(window), "window": window, "recorded": recorded, "agents": agents}
     return [AgentHour(*row) for row in connection.execute(_AGENT_HOURS, given)]
 
@@ -215,7 +214,7 @@ WHERE k."name" = used."keyName"
 
 def agents_of_trajectory(connection: Connection, trajectory_id: str) -> set[str]:
     """Return the agents that a trajectory and its recorded calls name, as they were recorded."""
-    return {agent for (agent,) in connection.execute(_TRAJECTORY_S_AGENTS, {"id": trajectory_id})}
+    return set(connection.column(_TRAJECTORY_S_AGENTS, {"id": trajectory_id}))
 
 
 def write_calls(connection: Connection, calls: Sequence[dict[str, Any]], logs: Sequence[dict[str, Any]]) -> int:

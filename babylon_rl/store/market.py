@@ -6,7 +6,7 @@ finite numbers count as absent.
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
@@ -132,6 +132,9 @@ EVENTS = """
     ORDER BY event."timestamp", event.id COLLATE "C"
 """
 
+Recorded = TypeVar("Recorded", StockSpan, QuestionSpan, MarketEvent)
+_STATEMENTS = {StockSpan: STOCKS, QuestionSpan: QUESTIONS, MarketEvent: EVENTS}
+
 # Probabilities are read market by market, because the game has an index on ("marketId", "createdAt") only.
 RECORDED = """
     SELECT date_trunc('hour', "timestamp") FROM public."StockPrice" WHERE "timestamp" >= %(start)s AND "timestamp" < %(stop)s
@@ -147,26 +150,19 @@ RECORDED = """
 
 def windows_with_market(connection: Connection, first: str, end: str) -> list[str]:
     """Return the windows with a recorded price, probability or event, in order. From ``first`` (inclusive) to ``end`` (exclusive)."""
-    rows = connection.execute(RECORDED, {"start": window_start(first), "stop": window_start(end)}).fetchall()
-    return sorted(window_of(hour) for (hour,) in rows)
+    return sorted(map(window_of, connection.column(RECORDED, {"start": window_start(first), "stop": window_start(end)})))
 
 
-def stock_spans(connection: Connection, windows: Sequence[str]) -> list[StockSpan]:
-    """Return every organization with a price before a window's end, by window, then id."""
-    return [StockSpan(window_of(start), *values) for start, *values in _rows(connection, STOCKS, windows)]
+def recorded(connection: Connection, kind: type[Recorded], windows: Sequence[str]) -> dict[str, list[Recorded]]:
+    """Return by window every organization with a price before its end, by id, the questions open in it, by number, or its events, by time.
 
-
-def question_spans(connection: Connection, windows: Sequence[str]) -> list[QuestionSpan]:
-    """Return the questions open in each window, by window, then number. Open: created before its end and not resolved before its start."""
-    return [QuestionSpan(window_of(start), *values) for start, *values in _rows(connection, QUESTIONS, windows)]
-
-
-def events(connection: Connection, windows: Sequence[str]) -> list[MarketEvent]:
-    return [MarketEvent(window_of(start), *values) for start, *values in _rows(connection, EVENTS, windows)]
-
-
-def _rows(connection: Connection, statement: str, windows: Sequence[str]) -> list[tuple[Any, ...]]:
-    return connection.execute(statement, {"starts": [window_start(window) for window in windows]}).fetchall()
+    Open: created before the window's end and not resolved before its start.
+    """
+    found = {window: list[Recorded]() for window in windows}
+    for start, *values in connection.execute(_STATEMENTS[kind], {"starts": [window_start(window) for window in windows]}):
+        window = window_of(start)
+        found[window].append(kind(window, *values))
+    return found
 
 
 Path = list[tuple[float, float]]
@@ -231,8 +227,8 @@ _MINUTES = """
 
 def by_minute(connection: Connection, series: Mapping[str, str], key: str, start: datetime, minutes: int) -> list[float | None]:
     """Return the last value in a series (see ``paths``) at or before each of ``minutes`` + 1 minutes, or None."""
-    rows = connection.execute(_MINUTES.format(**series), {"id": key, "start": start, "minutes": minutes})
-    return [None if value is None else float(value) for (value,) in rows]
+    values = connection.column(_MINUTES.format(**series), {"id": key, "start": start, "minutes": minutes})
+    return [None if value is None else float(value) for value in values]
 
 
 def busiest_question(connection: Connection, start: datetime, end: datetime) -> tuple[str, int, str, bool] | None:

@@ -137,7 +137,7 @@ def _apply_all(connection: Connection, files: list[Migration], now: datetime) ->
     while True:
         with connection.transaction():
             connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'")
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            connection.take_lock(_LOCK)
             # Read again under the lock: another process may have applied it.
             pending = _pending(files, _recorded(connection))
             if not pending:

@@ -34,8 +34,7 @@ def copy_rows(connection: Connection, table: str, rows: Sequence[Mapping[str, An
 
 def stored_rows(connection: Connection, ids: Sequence[str]) -> frozenset[str]:
     """Return those of ``ids`` that exist in trajectories (column id, not trajectoryId)."""
-    rows = connection.execute("SELECT id FROM public.trajectories WHERE id = ANY(%s)", (list(ids),))
-    return frozenset(row_id for (row_id,) in rows)
+    return frozenset(connection.column("SELECT id FROM public.trajectories WHERE id = ANY(%s)", (list(ids),)))
 
 
 def require_recording_tables(connection: Connection) -> None:
@@ -53,6 +52,7 @@ def add_agents(connection: Connection, agents: Sequence[tuple[str, str]], now: d
     connection.insert('public."User"', rows, "ON CONFLICT (id) DO NOTHING")
 
 
+SIMULATION_LOCK = "babylon_rl.simulated_hours"  # one run of ``spawn-agents`` at a time
 _SIMULATED = "A simulated company"  # the description by which our companies are known
 
 
@@ -116,17 +116,11 @@ def newest_simulated_hour(connection: Connection) -> str | None:
 
 def simulated_hours(connection: Connection, seed: int) -> list[str]:
     """Return the windows that ``spawn-agents`` wrote with ``seed``, in order."""
-    rows = connection.execute('SELECT "window" FROM babylon_rl.simulated_hours WHERE seed = %s ORDER BY "window"', (seed,))
-    return [window for (window,) in rows]
-
-
-def lock_simulation(connection: Connection) -> None:
-    """Block other ``spawn-agents`` runs until this transaction ends."""
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext('babylon_rl.simulated_hours'))")
+    return connection.column('SELECT "window" FROM babylon_rl.simulated_hours WHERE seed = %s ORDER BY "window"', (seed,))
 
 
 def simulated_seeds(connection: Connection) -> set[int]:
-    return {seed for (seed,) in connection.execute("SELECT DISTINCT seed FROM babylon_rl.simulated_hours")}
+    return set(connection.column("SELECT DISTINCT seed FROM babylon_rl.simulated_hours"))
 
 
 def has_simulated_hour(connection: Connection, window: str) -> bool:

@@ -34,7 +34,6 @@ _LOCK_OURS = """
 SELECT FROM public.trained_models m JOIN babylon_rl.model_lineage l ON l."version" = m.version AND l."batchId" = m."trainingBatch"
 ORDER BY m.version FOR NO KEY UPDATE OF m
 """
-_NOT_REFUSED = """SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" IN ('pass', 'inconclusive')"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +119,13 @@ def version_order(version: str) -> tuple[int, int, int] | None:
 
 def next_version(connection: Connection, batch_id: str | None = None, above: Sequence[str] = ()) -> str:
     """Highest version of models, live batches other than ``batch_id`` and ``above``, plus one patch; v1.0.0 without any."""
-    rows = connection.execute(
-        """
+    taken = """
         SELECT version FROM public.trained_models
         UNION ALL SELECT "version" FROM babylon_rl.batches WHERE "state" = ANY(%s) AND "batchId" IS DISTINCT FROM %s
-        """,
-        [list(LIVE_STATES), batch_id],
-    )
+    """
     # Names that are no semantic version do not count.
-    orders = [order for order in map(version_order, [*(row[0] for row in rows), *above]) if order is not None]
+    versions = [*connection.column(taken, [list(LIVE_STATES), batch_id]), *above]
+    orders = [order for order in map(version_order, versions) if order is not None]
     if not orders:
         return FIRST_VERSION
     major, minor, patch = max(orders)
@@ -183,11 +180,11 @@ def parent_of_line(connection: Connection, base_model: str, *, promoted: bool = 
     """
     line = [m for m in read_models(connection) if not m.foreign and m.base_model == base_model and m.status != "failed"]
     deployed = deployed_model(line)
-    back = {version for (version,) in connection.execute("""SELECT "version" FROM babylon_rl.rollouts WHERE "state" = 'rolled_back'""")}
+    back = set(connection.column("""SELECT "version" FROM babylon_rl.rollouts WHERE "state" = 'rolled_back'"""))
     kept = [model for model in line if model.version not in back]
     if not promoted:
         return deployed or next(iter(kept), None)
-    compared = {version for (version,) in connection.execute(_NOT_REFUSED)}
+    compared = set(connection.column("""SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" IN ('pass', 'inconclusive')"""))
     reached = {None if deployed is None else deployed.version}
     parent = deployed
     for model in reversed(kept):  # a parent stands before its children

@@ -21,7 +21,7 @@ ON_TRIAL = ("rolling", "paused")
 State = Literal["candidate", "rolling", "paused", "released", "rolled_back", "superseded"]
 Strategy = Literal["immediate", "gradual", "test"]
 # Taken before the locks of versions' rows (registry.lock_models).
-_LOCK = 0x72656C6561736573  # "releases": one transition at a time
+RELEASES_LOCK = 0x72656C6561736573  # "releases": one transition at a time
 
 # A step begins when state or share changes; a new list of agents alone does not begin one.
 _UPDATE_ROLLOUT = """
@@ -115,12 +115,12 @@ class RoutedVersion:
 
 @dataclass(frozen=True, slots=True)
 class ABTest:
-    """Arms (versions, or base) with their percent of all agents. The others are compared with the first."""
+    """Arms (versions, or base) with their percent of all agents, compared with the first; the effect is in dollars an hour."""
 
     name: str
     arms: Sequence[str]
     shares: Sequence[float]
-    expected_effect_usd: float
+    expected_effect: float
     state: str
     started_at: datetime
     stopped_at: datetime | None
@@ -152,11 +152,6 @@ def read_routing(connection: Connection) -> RoutingTable:
             if deployed is None and status == "deployed" and deployed_at is not None:
                 deployed = version
     return RoutingTable(versions, deployed, trials[0] if trials else None, test)
-
-
-def lock_releases(connection: Connection) -> None:
-    """Let no other transition begin until the end of the transaction."""
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
 
 
 def read_rollouts(connection: Connection, states: Sequence[str] | None = None) -> list[Rollout]:
@@ -217,10 +212,6 @@ def switch_game(connection: Connection, model_name: str | None, now: datetime) -
     connection.upsert('public."SystemSettings"', [row], keys=("id",))
 
 
-_TESTS = """
-SELECT "name", "arms", "shares", "expectedEffect", "state", "startedAt", "stoppedAt" FROM babylon_rl.ab_tests
-ORDER BY "startedAt" DESC, "name"
-"""
 _STOP = """
 UPDATE babylon_rl.ab_tests SET "state" = 'stopped', "stoppedAt" = %s, "stoppedBy" = %s, "stoppedWhy" = %s
 WHERE "name" = %s AND "state" = 'running'
@@ -232,7 +223,7 @@ WHERE "arm" = 'ab' AND "agentId" IS NOT NULL AND "at" >= %s AND "at" <= COALESCE
 
 
 def read_tests(connection: Connection) -> list[ABTest]:
-    return [ABTest(*row) for row in connection.execute(_TESTS)]
+    return connection.rows(ABTest, 'babylon_rl.ab_tests ORDER BY "startedAt" DESC, "name"')
 
 
 def insert_test(

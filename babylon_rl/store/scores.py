@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.columns import columns_of, document_of, listed
+from babylon_rl.store.columns import columns_of, document_of, listed, updates
 from babylon_rl.store.connection import Connection
 from babylon_rl.types import EpisodeScore, GroupScores, PartScore
 
@@ -71,20 +71,15 @@ _SCORE_TRAJECTORIES = f"""
     WHERE row."trajectoryId" = ANY(%(ids)s) AND row."trajectoryId" = judged."trajectoryId" AND {_OPEN.format(window='judged."window"')}
 """
 
+_JUDGEMENT = ["judgeModel", "judgeVersion", "overallScore", "rank", "normalizedScore", "groupId", "reasoning", "criteriaJson", "judgedAt"]
 # The game keeps one judgement per trajectory.
 _JUDGE_TRAJECTORIES = f"""
-    INSERT INTO public.reward_judgments (id, "trajectoryId", "judgeModel", "judgeVersion", "overallScore", "rank", "normalizedScore",
-        "groupId", "reasoning", "criteriaJson", "judgedAt")
+    INSERT INTO public.reward_judgments (id, "trajectoryId", {listed(_JUDGEMENT)})
     SELECT 'judgment-' || row."trajectoryId", row."trajectoryId", s."judge", s."judgeVersion", s."score", s."rank", s."advantage",
         s."window", s."reasoning", s."criteria"::text, %(now)s {_JUDGED}
     JOIN public.trajectories row ON row."trajectoryId" = ANY(s."trajectoryIds") AND {_OPEN.format(window='s."window"')}
-    ON CONFLICT ("trajectoryId") DO UPDATE SET
-        "judgeModel" = excluded."judgeModel", "judgeVersion" = excluded."judgeVersion", "overallScore" = excluded."overallScore",
-        "rank" = excluded."rank", "normalizedScore" = excluded."normalizedScore", "groupId" = excluded."groupId",
-        "reasoning" = excluded."reasoning", "criteriaJson" = excluded."criteriaJson", "judgedAt" = excluded."judgedAt"
+    ON CONFLICT ("trajectoryId") DO UPDATE SET {updates(_JUDGEMENT)}
 """
-
-_CONSUMED = """SELECT DISTINCT "window" FROM babylon_rl.batch_items WHERE "window" = ANY(%s) AND consumed"""
 
 
 def have_scores(connection: Connection) -> bool:
@@ -98,7 +93,8 @@ def input_versions(connection: Connection, windows: Sequence[str]) -> dict[str, 
 
 def consumed_windows(connection: Connection, windows: Sequence[str]) -> set[str]:
     """Return those of ``windows`` with an episode consumed by one of our batches."""
-    return {window for (window,) in connection.execute(_CONSUMED, (list(windows),)).fetchall()}
+    consumed = """SELECT DISTINCT "window" FROM babylon_rl.batch_items WHERE "window" = ANY(%s) AND consumed"""
+    return set(connection.column(consumed, (list(windows),)))
 
 
 def mark_stale(connection: Connection, versions: Mapping[str, str]) -> None:
@@ -293,7 +289,7 @@ WHERE NOT EXISTS (SELECT FROM babylon_rl.group_scores g WHERE g."window" = w."wi
 
 
 def unscored_windows(connection: Connection, windows: list[str]) -> set[str]:
-    return {row[0] for row in connection.execute(_UNSCORED, [windows])}
+    return set(connection.column(_UNSCORED, [windows]))
 
 
 # By another judge, or by rules that have changed since; a training that has used an episode fixed its hour's scores.

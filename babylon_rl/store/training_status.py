@@ -15,6 +15,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.windows import window_of
 
+TRIGGER_LOCK = "babylon_rl trigger"  # one trigger at a time checks and freezes
 EXACT_UP_TO = 10_000
 SAMPLED_PAGES = 200
 # The planner's estimate reads no row.
@@ -187,7 +188,7 @@ def automation_state(connection: Connection) -> AutomationState:
     """Return the state of automation by Dagster's tables. Empty where they are not there yet."""
     if not connection.has_table(_HEARTBEATS):
         return AutomationState(None, 0, ())
-    stopped = tuple(name for (name,) in connection.execute(_STOPPED))
+    stopped = tuple(connection.column(_STOPPED))
     return AutomationState(daemon_seen_at(connection), connection.value("SELECT count(*) FROM babylon_dagster.runs") or 0, stopped)
 
 
@@ -197,14 +198,9 @@ def clock_of(connection: Connection) -> datetime:
 
 
 def read_kept_counts(connection: Connection) -> KeptCounts | None:
-    return next(iter(connection.rows(KeptCounts, "babylon_rl.kept_counts")), None)
+    return connection.first(KeptCounts, "babylon_rl.kept_counts")
 
 
 def write_kept_counts(connection: Connection, counts: KeptCounts) -> None:
     """Replace the kept counts, in the caller's transaction."""
     connection.upsert("babylon_rl.kept_counts", [counts], keys=("one",))
-
-
-def lock_trigger(connection: Connection) -> None:
-    """Let one trigger at a time check and freeze, until the end of the transaction."""
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext('babylon_rl trigger'))")

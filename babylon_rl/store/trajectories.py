@@ -196,7 +196,7 @@ def newest_window_with_rows(connection: Connection, newest: str) -> str | None:
 
 
 def scored_ids(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:
-    return {trajectory_id for (trajectory_id,) in connection.execute(SCORED, (list(trajectory_ids),)).fetchall()}
+    return set(connection.column(SCORED, (list(trajectory_ids),)))
 
 
 _is_window_id = functools.lru_cache(maxsize=4096)(is_window_id)
@@ -254,4 +254,4 @@ def first_logged_calls(connection: Connection, trajectory_ids: Sequence[str]) ->
 
 def with_logged_accesses(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:
     """Return the trajectories with provider accesses in a logged call."""
-    return {found for ids in in_parts(trajectory_ids) for (found,) in connection.execute(_WITH_ACCESSES, [ids, _ACCESSES])}
+    return {found for ids in in_parts(trajectory_ids) for found in connection.column(_WITH_ACCESSES, [ids, _ACCESSES])}

@@ -74,7 +74,7 @@ def replace_hours(connection: Connection, hours: Sequence[tuple[WindowSummary, W
     # An hour without rows leaves no row behind, unless it is in quarantine.
     full = [(summary, reading) for summary, reading in hours if summary.rows]
     empty = [summary.window for summary, _ in hours if not summary.rows]
-    forgotten = {window for (window,) in connection.execute(_FORGET, (empty,)).fetchall()}
+    forgotten = set(connection.column(_FORGET, (empty,)))
     windows = [summary.window for summary, _ in full]
     stored_versions = connection.of_hours("babylon_rl.windows", "rowVersion", windows)
     changed: dict[str, dict[str, Any]] = {}
@@ -110,7 +110,7 @@ def quarantined(connection: Connection, windows: Sequence[str]) -> set[str]:
     """Return those of ``windows`` that are quarantined; empty without our tables."""
     if not connection.has_table("babylon_rl.windows"):
         return set()
-    return {window for (window,) in connection.execute(_QUARANTINED, (list(windows),)).fetchall()}
+    return set(connection.column(_QUARANTINED, (list(windows),)))
 
 
 _READ_EPISODES = 'babylon_rl.episodes WHERE "window" = ANY(%s) ORDER BY "window", "windowPnl" DESC, "agentId"'
@@ -148,7 +148,7 @@ def stored_hours(connection: Connection, windows: Sequence[str], min_agents: int
 
 def trajectories_read(connection: Connection, windows: Sequence[str]) -> list[str]:
     """Return the ids of the eligible trajectories as ``window_groups`` stored them."""
-    return [one for (one,) in connection.execute(_TRAJECTORIES, [list(windows)])]
+    return connection.column(_TRAJECTORIES, [list(windows)])
 
 
 def first_rejections(connection: Connection, windows: Sequence[str]) -> dict[str, list[Rejection]]:
@@ -165,7 +165,6 @@ FROM (SELECT "window", "state" FROM babylon_rl.windows ORDER BY "window" DESC LI
 LEFT JOIN trained t ON t."window" = w."window" LEFT JOIN babylon_rl.judge_pending p ON p."window" = w."window"
 ORDER BY w."window"
 """
-_HOURS_OF_AGENT = """SELECT "window" FROM babylon_rl.episodes WHERE "agentId" = %s ORDER BY "window" DESC LIMIT %s"""
 
 
 def newest_states(connection: Connection, limit: int) -> dict[str, str]:
@@ -174,7 +173,8 @@ def newest_states(connection: Connection, limit: int) -> dict[str, str]:
 
 
 def hours_of_agent(connection: Connection, agent_id: str, limit: int) -> list[str]:
-    return [window for (window,) in connection.execute(_HOURS_OF_AGENT, [agent_id, limit])]
+    newest = 'SELECT "window" FROM babylon_rl.episodes WHERE "agentId" = %s ORDER BY "window" DESC LIMIT %s'
+    return connection.column(newest, [agent_id, limit])
 
 
 def read_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
@@ -202,4 +202,4 @@ _RECENT_HOURS = """
 def recent_hours(connection: Connection, asset: str, count: int, since: datetime) -> set[str]:
     """Return the newest ``count`` hours for which an hourly asset holds data, and those that it changed from ``since`` on."""
     statement = _RECENT_HOURS.format(hours=_HOURS_OF[asset])
-    return {window for (window,) in connection.execute(statement, {"count": count, "since": since})}
+    return set(connection.column(statement, {"count": count, "since": since}))

@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.batches import LIVE_STATES, hold_batch
-from babylon_rl.store.columns import columns_of, document_of, listed
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import Connection, own_transaction
 
 
@@ -108,15 +108,8 @@ def note_metrics(connection: Connection, batch_id: str, attempt: int, **metrics:
 
 def read_steps(connection: Connection, batch_id: str) -> list[TrainingStep]:
     """Return every start of every iteration of a batch, in order. An iteration that crashed has more than one."""
-    rows = connection.execute(
-        """
-        SELECT "iteration", "attempt", "backend", "stepBefore", "windows", "sequences", "startedAt", "finishedAt", "checkpointPath",
-               "loss", "trainableTokens", "metrics", "losses", "optimizerSteps"
-        FROM babylon_rl.training_steps WHERE "batchId" = %s ORDER BY "iteration", "attempt"
-        """,
-        [batch_id],
-    )
-    return [TrainingStep(*row) for row in rows]
+    steps = '(SELECT *, "checkpointPath" AS "checkpoint" FROM babylon_rl.training_steps) AS step'
+    return connection.rows(TrainingStep, f'{steps} WHERE "batchId" = %s ORDER BY "iteration", "attempt"', [batch_id])
 
 
 def begun_in_line(connection: Connection, base_model: str, but: str) -> str | None:
@@ -179,9 +172,6 @@ class RemoteJob:
         return self.state in LIVE
 
 
-_COLUMNS = columns_of(RemoteJob, but=("batchState",))
-
-
 def begin_job(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
     """Commit the row of a job before it is posted, for the run ``run_attempt``.
 
@@ -192,7 +182,8 @@ def begin_job(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
             # Fencing and the insert commit together: an old run cannot leave a job row.
             hold_batch(connection, job.batch_id, run_attempt, job.posted_at)
             row = document_of(job)
-            connection.insert("babylon_rl.remote_jobs", [{name: row[name] for name in _COLUMNS}])
+            del row["batchState"]  # a column of its batch
+            connection.insert("babylon_rl.remote_jobs", [row])
     # A partial unique index allows one live job per model.
     except psycopg.errors.UniqueViolation:
         raise BatchConflict(f"Another job of the model {job.model} at {job.service} has not ended; {job.batch_id} waits for it.") from None
@@ -280,13 +271,13 @@ def discard_jobs(connection: Connection, jobs: Sequence[RemoteJob], now: datetim
 
 def newest_job(connection: Connection, batch_id: str, iteration: int) -> RemoteJob | None:
     """Return the trained post of an iteration, else its last post, or None."""
-    of_iteration = 'j."batchId" = %s AND j."iteration" = %s ORDER BY j."state" = \'trained\' DESC, j."attempt" DESC LIMIT 1'
+    of_iteration = '"batchId" = %s AND "iteration" = %s ORDER BY "state" = \'trained\' DESC, "attempt" DESC LIMIT 1'
     return next(iter(_jobs(connection, of_iteration, batch_id, iteration)), None)
 
 
 def live_job(connection: Connection, service: str, model: str) -> RemoteJob | None:
     """Return the job of a model that is not known to have ended, or None. There is at most one."""
-    live = 'j."service" = %s AND j."model" = %s AND j."state" = ANY(%s)'
+    live = '"service" = %s AND "model" = %s AND "state" = ANY(%s)'
     return next(iter(_jobs(connection, live, service, model, list(LIVE))), None)
 
 
@@ -294,8 +285,8 @@ def jobs_above(connection: Connection, service: str, model: str, step: int) -> l
     """Return the jobs that may have a step above ``step`` left, oldest post first."""
     # A refused job has made no step. All others may have, also those that are said to have failed.
     above = """
-        j."service" = %s AND j."model" = %s AND j."stepBefore" >= %s AND j."state" <> 'refused' AND j."discardedAt" IS NULL
-        ORDER BY j."postedAt", j."iteration", j."attempt"
+        "service" = %s AND "model" = %s AND "stepBefore" >= %s AND "state" <> 'refused' AND "discardedAt" IS NULL
+        ORDER BY "postedAt", "iteration", "attempt"
     """
     return _jobs(connection, above, service, model, step)
 
@@ -303,8 +294,8 @@ def jobs_above(connection: Connection, service: str, model: str, step: int) -> l
 def late_jobs(connection: Connection, service: str, model: str) -> list[RemoteJob]:
     """Return the lost and expired jobs of a model, in the order of posting. They may have ended since."""
     late = """
-        j."service" = %s AND j."model" = %s AND j."state" IN ('lost', 'expired') AND j."discardedAt" IS NULL
-        ORDER BY j."postedAt", j."iteration", j."attempt"
+        "service" = %s AND "model" = %s AND "state" IN ('lost', 'expired') AND "discardedAt" IS NULL
+        ORDER BY "postedAt", "iteration", "attempt"
     """
     return _jobs(connection, late, service, model)
 
@@ -321,10 +312,9 @@ def usual_duration(connection: Connection, service: str) -> timedelta | None:
 
 
 def read_jobs(connection: Connection, batch_id: str) -> list[RemoteJob]:
-    return _jobs(connection, 'j."batchId" = %s ORDER BY j."iteration", j."attempt"', batch_id)
+    return _jobs(connection, '"batchId" = %s ORDER BY "iteration", "attempt"', batch_id)
 
 
 def _jobs(connection: Connection, condition: str, *values: Any) -> list[RemoteJob]:
-    columns = listed(_COLUMNS, "j") + ', b."state"'
-    source = f'babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId") WHERE {condition}'
-    return [RemoteJob(*row) for row in connection.execute(f"SELECT {columns} FROM {source}", values)]
+    jobs = '(SELECT j.*, b."state" AS "batchState" FROM babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId")) AS job'
+    return connection.rows(RemoteJob, f"{jobs} WHERE {condition}", values)

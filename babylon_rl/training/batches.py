@@ -19,6 +19,7 @@ from babylon_rl.models.checkpoint_store import check_storage, upload_base
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import (
     LIVE_STATES,
+    REGISTRY_LOCK,
     Batch,
     BatchEpisode,
     Transition,
@@ -27,7 +28,6 @@ from babylon_rl.store.batches import (
     end_failed,
     heartbeat,
     left_to_dropout,
-    lock_registry,
     read_batch,
     read_batch_episodes,
     read_batches,
@@ -275,7 +275,7 @@ def _enter_the_line(run: BatchRun, begun: bool) -> None:
     with own_transaction(run.connection):
         if not begun:
             # Held until the state is written that other batches of the line look for, so that no two of them begin.
-            lock_registry(run.connection)
+            run.connection.take_lock(REGISTRY_LOCK)
             if (other := begun_in_line(run.connection, batch.base_model, batch.batch_id)) is not None:
                 raise TrainingPaused(
                     f"{batch.batch_id} waits for {other}, whose training has begun: both are of the line of {batch.base_model}, and each "

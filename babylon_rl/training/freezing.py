@@ -15,9 +15,10 @@ from babylon_rl.errors import NoTrainer, TrainingError, UsageError
 from babylon_rl.judge.answer_groups import without_answers
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings, TrainingSettings
 from babylon_rl.store import scores
-from babylon_rl.store.batches import DROPOUT, Batch, batch_id_taken, lock_registry, read_batch, record_dropped
+from babylon_rl.store.batches import DROPOUT, REGISTRY_LOCK, Batch, batch_id_taken, read_batch, record_dropped
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.freezing import (
+    FREEZE_LOCK,
     FreezableEpisode,
     FreezeBounds,
     NewBatch,
@@ -25,7 +26,6 @@ from babylon_rl.store.freezing import (
     count_unread,
     decided_windows,
     insert_batch,
-    lock_freezing,
     look_at_newest,
     record_decisions,
 )
@@ -214,8 +214,8 @@ def freeze(
     """
     line = trainer_choice(settings)
     with own_transaction(connection):
-        lock_freezing(connection)
-        lock_registry(connection)
+        connection.take_lock(FREEZE_LOCK)
+        connection.take_lock(REGISTRY_LOCK)
         bounds = freeze_bounds(connection, settings, now, windows, settled)
         freezable, dropout = _look_and_choose(connection, settings, bounds, max_trajectories, minimum, seed)
         if freezable.trajectories == 0 or freezable.trajectories < minimum:
@@ -283,7 +283,7 @@ def drop_before_judging(connection: Connection, windows: Sequence[str], settings
         return Dropout(0.0, [], [])
     least = max(DROPOUT_FREE, settings.training_min_trajectories)
     with own_transaction(connection):
-        lock_freezing(connection)
+        connection.take_lock(FREEZE_LOCK)
         paid = {window for window, group in scores.read(connection, windows).items() if group.judge != HEURISTIC}
         wanted = set(windows) - paid - decided_windows(connection, windows)
         episodes: list[FreezableEpisode] = []

@@ -32,7 +32,7 @@ from babylon_rl.models.checkpoints import (
     read_remote,
 )
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import lock_registry
+from babylon_rl.store.batches import REGISTRY_LOCK
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, NewModel, read_models, register_import, reserved_by, version_order, version_taken
 from babylon_rl.training.publishing import IMPORTING, parent_checkpoint
@@ -129,7 +129,7 @@ def _known_parent(connection: Connection, weights: ImportedWeights) -> Model:
 
 def _take_place(connection: Connection, final: Path) -> None:
     """Lock the registry, refuse a taken version, and clear what a crash left of it."""
-    lock_registry(connection)
+    connection.take_lock(REGISTRY_LOCK)
     version = final.name
     if version_taken(connection, version):
         raise _taken(version)

@@ -50,11 +50,11 @@ from babylon_rl.store import registry
 from babylon_rl.store.batches import (
     BASELINE,
     LIVE_STATES,
+    REGISTRY_LOCK,
     BatchEpisode,
     advance_batch,
     bar_dropped,
     hold_batch,
-    lock_registry,
     read_batch,
     read_batches,
 )
@@ -257,7 +257,7 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
     try:
         with own_transaction(run.connection):
             lock_windows(run.connection, new.windows)
-            lock_registry(run.connection)
+            run.connection.take_lock(REGISTRY_LOCK)
             # Where the batch itself has taken it, another run of it came first, and register_model says so.
             if registry.version_taken(run.connection, new.version) and registry.model_of_batch(run.connection, new.batch_id) is None:
                 raise taken
@@ -277,7 +277,7 @@ def _own_version(run: BatchRun, parent: str | None, settings: Settings) -> str:
     version, passed = run.batch.version, list[str]()
     while True:
         with own_transaction(run.connection):
-            lock_registry(run.connection)
+            run.connection.take_lock(REGISTRY_LOCK)
             advance_batch(run.connection, run.batch.batch_id, run.attempt, PUBLISH, run.clock())
             while (
                 version in passed
@@ -391,7 +391,7 @@ def prune(connection: Connection, settings: Settings, checkpoints: Path, now: da
     """
     # Marked under the registry lock, so that no parent of a new batch is pruned.
     with own_transaction(connection):
-        lock_registry(connection)
+        connection.take_lock(REGISTRY_LOCK)
         models = registry.read_models(connection)
         in_use = versions_in_use(connection, settings)
         going = prunable(models, settings.checkpoints_kept, in_use)

@@ -74,7 +74,7 @@ def results(connection: Connection, settings: Settings) -> dict[str, Any]:
         market = outcomes[window]
         stocks = [asdict(stock) | {"ticker": stock.ticker == engine_ticker(stock.organization_id)} for stock in market.stocks]
         predictions = [asdict(prediction) for prediction in market.predictions]
-        whole = (market.mean_change, market.volatility, reading.rows, reading.ready, reading.odd_hours, reading.quality)
+        whole = (market.mean_change, market.volatility, reading.rows, reading.ready, reading.quality)
         found[window] = [episodes, [msgspec.structs.asdict(rejection) for rejection in reading.rejections], stocks, predictions, whole]
     return found
 

@@ -86,7 +86,7 @@ def test_newest_window_counts_rows_without_an_id(connection: Connection) -> None
 def test_rows_of_other_window_lengths_are_counted_apart(connection: Connection, settings: Settings) -> None:
     insert(connection, "trajectories", [make_trajectory(windowHours=4)])
     reading = read_window(connection, WINDOW, settings)
-    assert (reading.rows, reading.odd_hours) == (1, ("t1",))
+    assert (reading.rows, reading.quality.other_lengths) == (1, 1)
 
 
 def test_wrong_window_is_refused(connection: Connection, settings: Settings) -> None:

@@ -23,7 +23,7 @@ from babylon_rl.models.checkpoints import load_manifest, verify
 from babylon_rl.serving.access import key_hash
 from babylon_rl.serving.status import status_document
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import lock_registry
+from babylon_rl.store.batches import REGISTRY_LOCK
 from babylon_rl.store.client_keys import ClientKey, create_key
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
@@ -337,7 +337,7 @@ def test_an_upload_to_a_slow_storage_holds_no_lock_and_one_that_is_down_is_503(
     def others_register() -> None:
         with connect(database.url) as other:
             other.execute("SET lock_timeout = '1s'")
-            lock_registry(other)
+            other.take_lock(REGISTRY_LOCK)
         meanwhile[-1] = lambda: None
 
     def is_taken() -> None:

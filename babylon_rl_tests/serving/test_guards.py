@@ -19,7 +19,7 @@ from babylon_rl.serving.promotion import advance, judge_calls, judge_hours
 from babylon_rl.serving.recorded_privacy import agent_hash
 from babylon_rl.serving.releases import deploy, marked_versions, pause
 from babylon_rl.store.live_usage import AgentHour, CallCounts, agents_by_version, count_usage
-from babylon_rl.store.releases import ReleaseAuthor, lock_releases, read_rollouts, read_routing
+from babylon_rl.store.releases import RELEASES_LOCK, ReleaseAuthor, read_rollouts, read_routing
 from babylon_rl_tests.rows import insert, make_log, make_trajectory
 from babylon_rl_tests.serving.live_rows import hours_after, insert_calls, insert_hour
 
@@ -201,7 +201,7 @@ def usage(connection) -> dict[str, tuple[int, int]]:
 
 def count(connection, now: datetime) -> None:
     with connection.transaction():
-        lock_releases(connection)
+        connection.take_lock(RELEASES_LOCK)
         count_usage(connection, now)
 
 

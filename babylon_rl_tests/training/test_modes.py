@@ -20,7 +20,7 @@ from babylon_rl.errors import BatchConflict, NothingToTrain, UsageError
 from babylon_rl.settings import Settings
 from babylon_rl.store import windows
 from babylon_rl.store.batches import read_batches, read_foreign_batches
-from babylon_rl.store.freezing import lock_freezing
+from babylon_rl.store.freezing import FREEZE_LOCK
 from babylon_rl.store.registry import read_models
 from babylon_rl.training.batches import cancel_batch, pending_batches
 from babylon_rl.training.freezing import freeze
@@ -249,7 +249,7 @@ def test_the_loser_of_two_trainings_at_once_is_told_which_batch_has_the_hours(gr
     read_new_hours(graph, connection, settings, utc_now(), None)
     connection.commit()
     with ThreadPoolExecutor(2) as both:
-        lock_freezing(connection)
+        connection.take_lock(FREEZE_LOCK)
         results = [both.submit(freeze_one) for _ in range(2)]
         while connection.execute(WAITING).fetchone() != (2,):
             time.sleep(0.01)

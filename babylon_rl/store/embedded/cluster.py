@@ -25,6 +25,7 @@ import psutil
 import psycopg
 
 from babylon_rl.errors import EmbeddedServerError, first_line
+from babylon_rl.files.durable import write_atomically
 
 USER = "postgres"
 DATABASE = "babylon"
@@ -133,7 +134,7 @@ class Cluster:
                 os.chown(new, NOBODY, NOBODY)
             # Before the rename below: a cluster that exists always has its password beside it. Without the cluster the file is just
             # replaced.
-            self._write_private(self.password_file, secrets.token_hex(16))
+            write_atomically(self.password_file, f"{secrets.token_hex(16)}\n".encode(), private=True)
             # A built-in locale sorts alike on every machine.
             locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
             # The password is 128 random bits, which no rounds of hashing make safer: they would cost every connection 3 ms.
@@ -167,7 +168,7 @@ class Cluster:
                 "pg_ctl", "-w", "-t", str(START_TIMEOUT_S), "-D", str(self.directory), "-l", str(self.log), "-o", options, "start"
             )
             if started.returncode == 0:
-                self._write_private(self.port_file, str(port))
+                write_atomically(self.port_file, f"{port}\n".encode(), private=True)
                 self._create_database(port)
                 return port
             # Two causes deserve another try: a port taken meanwhile, and shared memory of a killed server.
@@ -244,7 +245,7 @@ class Cluster:
         )
         if result.returncode or "ERROR" in result.stderr:
             raise EmbeddedServerError(f"{self.password_file} is missing and a new password cannot be set: {_reason(result)} {_OTHERWISE}")
-        self._write_private(self.password_file, password)
+        write_atomically(self.password_file, f"{password}\n".encode(), private=True)
 
     def _admin_url(self, port: int) -> str:
         return self.url(port).removesuffix(DATABASE) + "postgres"
@@ -313,18 +314,6 @@ class Cluster:
         # Nothing is damaged then.
         advice = "Free some space." if os.strerror(errno.ENOSPC) in reason else _OTHERWISE
         return f"The embedded server in {self.directory} does not start: {reason} (its log: {self.log}). {advice}"
-
-    @staticmethod
-    def _write_private(path: Path, text: str) -> None:
-        # Write beside the target and rename, so that a crash leaves the old file or the new one.
-        new = path.with_name(f"{path.name}.new")
-        new.unlink(missing_ok=True)
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
 
 
 _OTHERWISE = (
