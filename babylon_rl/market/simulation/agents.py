@@ -51,12 +51,8 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 @runtime_checkable
-class AskingAgent(Protocol):
+class AskingAgent(Agent, Protocol):
     """An agent that waits for another program's answer. A run asks all such agents of a tick at once, each in a thread."""
-
-    @property
-    def name(self) -> str: ...
-    def decide(self, seen: Observation) -> Action | Invalid: ...
 
     def ask(self, seen: Observation) -> Decision:
         """The action of this tick with the request behind it.

@@ -10,30 +10,22 @@ The frames are the game's: an event about a question reads ``Event related to: <
 <event>``. The game ends there; here a clause with a direction follows.
 """
 
-from babylon_rl.market.headlines import Edition, edition_named
+from collections.abc import Sequence
+from random import Random
+from typing import TypeVar
+
+from babylon_rl.market.headlines import edition_named
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import MarketModel, ScenarioConfig
-from babylon_rl.market.simulation.questions import Asked, Crowd
+from babylon_rl.market.simulation.questions import Crowd
 from babylon_rl.market.simulation.scenario import Author, EventKind, Post, WorldEvent
 
-
-def headline(edition: Edition, company: str, direction: int, rumour: bool, at: float) -> str:
-    """An event about a company; ``at`` (0..1) chooses the text."""
-    texts = {1: edition.good, -1: edition.bad, 0: edition.neutral}[direction]
-    return ("Rumour: " if rumour else "") + texts[int(at * len(texts))].format(c=company)
+T = TypeVar("T")
 
 
-def related(edition: Edition, question: str, direction: int, rumour: bool, at: float) -> str:
-    """An event about a question, in the game's frame."""
-    clauses = {1: edition.toward_yes, -1: edition.toward_no, 0: edition.no_news}[direction]
-    return f"{'Rumour' if rumour else 'Event'} related to: {question} {clauses[int(at * len(clauses))]}"
-
-
-def take(edition: Edition, author: str, event: str, question: str | None, direction: int, at: float) -> str:
-    """A post about an event, in the game's frame. The event's text, or its ``question`` alone, and the author's view of it."""
-    clauses = edition.posts_of(direction, question=question is not None, take=True)
-    subject = f"Event related to: {question}" if question is not None else f"{event}."
-    return f"{author}'s take on: {subject} {clauses[int(at * len(clauses))]}"
+def one_of(items: Sequence[T], rng: Random) -> T:
+    """Any of the items, each as likely."""
+    return items[int(rng.random() * len(items))]
 
 
 def times(per_tick: float, at: float) -> int:
@@ -47,7 +39,7 @@ def tell(config: ScenarioConfig, model: MarketModel, companies: dict[str, str], 
     when = stream(config.seed, config.edition, "event times")
     found = []
     for tick in range(config.ticks):
-        open_crowds = {crowd.asked.id: crowd for crowd in crowds if crowd.asked.open_at(tick)}
+        open_crowds = {crowd.id: crowd for crowd in crowds if crowd.open_at(tick)}
         count = times(rate * (len(companies) + len(open_crowds)) * config.tick_hours, when.random())
         found += [_event(config, model, companies, open_crowds, tick, number) for number in range(count)]
         for crowd in crowds:
@@ -82,9 +74,11 @@ def _event(
         way, effect = crowds[about].told(tick, model.question_effect * strength, lasts, way_at)
     direction = way if right else -way
     if company:
-        text = headline(edition, company, direction, rumour, rng.random())
+        texts = {1: edition.good, -1: edition.bad, 0: edition.neutral}[direction]
+        text = ("Rumour: " if rumour else "") + one_of(texts, rng).format(c=company)
     else:
-        text = related(edition, crowds[about].asked.text, direction, rumour, rng.random())
+        clauses = {1: edition.toward_yes, -1: edition.toward_no, 0: edition.no_news}[direction]
+        text = f"{'Rumour' if rumour else 'Event'} related to: {crowds[about].text} {one_of(clauses, rng)}"
     return WorldEvent(tick, about, text, direction, clarity, rumour, category, strength, kind, effect, lasts)
 
 
@@ -104,41 +98,37 @@ def write_posts(
     model: MarketModel,
     people: tuple[Author, ...],
     companies: dict[str, str],
-    asked: tuple[Asked, ...],
+    crowds: tuple[Crowd, ...],
     events: tuple[WorldEvent, ...],
 ) -> tuple[Post, ...]:
     """All posts in the order of ticks."""
     if not people:
         return ()
-    found, texts = [], {question.id: question.text for question in asked}
+    edition, found = edition_named(config.edition), list[Post]()
+    texts = {question.id: question.text for question in crowds}
     for number, event in enumerate(events):
         rng = stream(config.seed, config.edition, "post", event.tick, number)
         for _ in range(times(model.posts_per_event, rng.random())):
             early, delay = rng.random() < model.post_early, int(rng.random() * event.ticks)
             tick = max(0, event.tick - 1) if early else min(config.ticks - 1, event.tick + delay)
-            author = people[int(rng.random() * len(people))]
+            author = one_of(people, rng)
             informed = rng.random() < author.trust
             guess = 1 if rng.random() < 0.5 else -1
             direction = (event.effect > 0) - (event.effect < 0) if informed else guess
+            words = one_of(edition.posts_of(direction, question=event.about in texts, take=tick >= event.tick), rng)
             if tick < event.tick:
-                found.append(_post(config, companies, tick, author, event.about, direction, informed, rng.random()))
+                text = words.format(m=companies.get(event.about, event.about))
             else:
-                text = take(edition_named(config.edition), author.name, event.text, texts.get(event.about), direction, rng.random())
-                found.append(Post(tick, author.name, author.trust, text, event.about, direction, informed))
+                quoted = f"Event related to: {texts[event.about]}" if event.about in texts else f"{event.text}."
+                text = f"{author.name}'s take on: {quoted} {words}"
+            found.append(Post(tick, author.name, author.trust, text, event.about, direction, informed))
     when = stream(config.seed, config.edition, "chatter times")
     for tick in range(config.ticks):
         for number in range(times(model.chatter_per_hour * config.tick_hours, when.random())):
             rng = stream(config.seed, config.edition, "chatter", tick, number)
-            markets = [*companies, *(question.id for question in asked if question.open_at(tick))]
+            markets = [*companies, *(question.id for question in crowds if question.open_at(tick))]
             if markets:
-                about, author = markets[int(rng.random() * len(markets))], people[int(rng.random() * len(people))]
-                found.append(_post(config, companies, tick, author, about, int(rng.random() * 3) - 1, False, rng.random()))
+                about, author, direction = one_of(markets, rng), one_of(people, rng), int(rng.random() * 3) - 1
+                text = one_of(edition.posts_of(direction, question=about not in companies), rng).format(m=companies.get(about, about))
+                found.append(Post(tick, author.name, author.trust, text, about, direction, False))
     return tuple(sorted(found, key=lambda post: post.tick))
-
-
-def _post(
-    config: ScenarioConfig, companies: dict[str, str], tick: int, author: Author, about: str, direction: int, informed: bool, at: float
-) -> Post:
-    texts = edition_named(config.edition).posts_of(direction, question=about not in companies)
-    text = texts[int(at * len(texts))].format(m=companies.get(about, about))
-    return Post(tick, author.name, author.trust, text, about, direction, informed)

@@ -53,8 +53,7 @@ def generate(
     first = {name: (start_prices or {}).get(name, price) for name, price in listed}
     if wrong := [f"{name} at {price}" for name, price in first.items() if not 0.0 < price < float("inf")]:
         raise MarketError(f"A stock's first price must be a positive number of dollars: {', '.join(wrong)}.")
-    asked = questions.ask(config, numbers)
-    crowds = tuple(questions.Crowd(config, model, question, index) for index, question in enumerate(asked))
+    crowds = questions.ask(config, model, numbers)
     told = events.tell(config, model, companies, crowds)
     people = events.authors(config, model)
     return Scenario(
@@ -67,7 +66,7 @@ def generate(
         questions=tuple(crowd.question() for crowd in crowds),
         authors=people,
         events=told,
-        posts=events.write_posts(config, model, people, companies, asked, told),
+        posts=events.write_posts(config, model, people, companies, crowds, told),
         funding_ticks=funding_ticks(config, model),
     )
 

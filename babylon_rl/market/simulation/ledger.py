@@ -1,4 +1,4 @@
-"""Fills, refusals and settlements of orders, and the accounts, positions and house that they change.
+"""Fills, refusals and settlements of orders, and the accounts and positions that they change.
 
 Money only moves between a balance, a margin, a pool's collateral and the house's cash; the house is everybody else. Accounts and positions
 change in place and are the exchange's own; read them, and trade through the exchange.
@@ -97,16 +97,10 @@ class QuestionQuote(msgspec.Struct, frozen=True):
     resolve_tick: int
     volume: float
 
-    @property
-    def no(self) -> float:
-        """The price of a NO share."""
-        return 1.0 - self.yes
-
 
 class Quotes(msgspec.Struct, frozen=True):
     """All that can be traded at a tick."""
 
-    tick: int
     stocks: tuple[StockQuote, ...]
     questions: tuple[QuestionQuote, ...]
 
@@ -166,36 +160,16 @@ class SharePosition:
 
 
 class Account:
-    """One agent's money.
-
-    ``realized`` is the profit of closed positions, ``fees`` and ``funding`` were paid (received: negative). ``wins`` and ``losses`` count
-    closed positions or parts of them, ``correct`` and ``incorrect`` shares held to a question's answer.
-    """
+    """One agent's money. ``fees`` and ``funding`` were paid (received: negative)."""
 
     def __init__(self, agent_id: str, balance: float) -> None:
         self.agent_id = agent_id
         self.start = self.balance = balance
         self.perps: dict[str, PerpPosition] = {}
         self.shares: dict[tuple[str, str], SharePosition] = {}
-        self.realized = self.fees = self.funding = 0.0
-        self.trades = self.wins = self.losses = self.correct = self.incorrect = self.liquidations = 0
+        self.fees = self.funding = 0.0
+        self.trades = self.liquidations = 0
 
     @property
     def open_positions(self) -> int:
         return len(self.perps) + len(self.shares)
-
-    def closed(self, profit: float) -> None:
-        self.realized += profit
-        self.wins += profit > 0.0
-        self.losses += profit < 0.0
-
-
-class House:
-    """The other side of every trade: the crowd, the makers and the venue.
-
-    ``cash`` may be negative: it is the world outside. The rest says where cash came from: ``fees`` and ``funding`` received,
-    ``perp_profit`` won from positions, ``gaps`` the losses beyond a margin that it bore, ``liquidated`` the margins that it kept.
-    """
-
-    def __init__(self) -> None:
-        self.cash = self.fees = self.funding = self.gaps = self.liquidated = self.perp_profit = 0.0

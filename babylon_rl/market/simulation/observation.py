@@ -5,12 +5,13 @@ the scenario and in the agent's own record when it is asked for. Hidden parts of
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.ledger import QuestionQuote, Quotes, StockQuote
+from babylon_rl.market.simulation.ledger import Account, QuestionQuote, StockQuote
 from babylon_rl.market.simulation.record import AgentRecord, Remembered
 from babylon_rl.market.simulation.scenario import Scenario
 
@@ -98,7 +99,7 @@ class Observation(msgspec.Struct, frozen=True):
         tick, ticks_left: the moment, and how many more times the agent will act after this one; a tick lasts ``tick_seconds``.
         balance: dollars free to spend; equity: with what closing every position now would bring; start: what the agent began with.
         positions: what is open, stocks first, each kind in the order in which it was opened.
-        quotes: prices, the same for everybody who decides at this tick.
+        stocks, questions: what can be traded, at prices that are the same for everybody who decides at this tick.
         last_profit: what the last position closed brought, in dollars after all costs; None before there was one.
     """
 
@@ -111,18 +112,11 @@ class Observation(msgspec.Struct, frozen=True):
     balance: float
     equity: float
     positions: tuple[Held, ...]
-    quotes: Quotes
     last_profit: float | None
+    stocks: tuple[StockQuote, ...]
+    questions: tuple[QuestionQuote, ...]
     _newsroom: Newsroom
     _record: AgentRecord
-
-    @property
-    def stocks(self) -> tuple[StockQuote, ...]:
-        return self.quotes.stocks
-
-    @property
-    def questions(self) -> tuple[QuestionQuote, ...]:
-        return self.quotes.questions
 
     @property
     def pnl(self) -> float:
@@ -160,10 +154,9 @@ class Observation(msgspec.Struct, frozen=True):
 
     def public(self) -> dict[str, Any]:
         """All of it as plain JSON values, for an agent outside this process."""
-        shown: dict[str, Any] = {
-            name: getattr(self, name) for name in self.__struct_fields__ if not name.startswith("_") and name != "quotes"
-        }
-        shown |= {"stocks": self.stocks, "headlines": self.recent_headlines(), "posts": self.recent_posts(), "memory": self.memory()}
+        fields = (name for name in self.__struct_fields__ if not name.startswith("_") and name != "questions")
+        shown: dict[str, Any] = {name: getattr(self, name) for name in fields}
+        shown |= {"headlines": self.recent_headlines(), "posts": self.recent_posts(), "memory": self.memory()}
         shown["questions"] = [{**msgspec.to_builtins(question), "minutes_left": self.minutes_left(question)} for question in self.questions]
         plain: dict[str, Any] = msgspec.to_builtins(shown)
         return plain
@@ -174,44 +167,25 @@ class Observation(msgspec.Struct, frozen=True):
 
 def observe(exchange: Exchange, newsroom: Newsroom, record: AgentRecord) -> Observation:
     """The present view of the owner of ``record``."""
-    scenario, account = exchange.scenario, exchange.accounts[record.agent_id]
-    positions = _positions(exchange, record.agent_id) if account.perps or account.shares else ()
-    equity = account.balance
+    scenario, account, tick, quotes = exchange.scenario, record.account, exchange.tick, exchange.quotes()
+    positions, equity = tuple(_positions(exchange, account)), account.balance
     for position in positions:
         equity += position.worth
-    tick = exchange.tick
     return Observation(
-        record.agent_id,
-        tick,
-        scenario.ticks - 1 - tick,
-        scenario.tick_seconds,
-        scenario.timestamp_ms(tick),
-        account.start,
-        account.balance,
-        equity,
-        positions,
-        exchange.quotes(),
-        record.last_profit,
-        newsroom,
-        record,
-    )
+        record.agent_id, tick, scenario.ticks - 1 - tick, scenario.tick_seconds, scenario.timestamp_ms(tick), account.start,
+        account.balance, equity, positions, record.last_profit, quotes.stocks, quotes.questions, newsroom, record,
+    )  # fmt: skip
 
 
-def _positions(exchange: Exchange, agent_id: str) -> tuple[Held, ...]:
-    account, found = exchange.accounts[agent_id], []
+def _positions(exchange: Exchange, account: Account) -> Iterator[Held]:
     for perp in account.perps.values():
         worth = exchange.worth(perp)
         liquidation = perp.liquidation_price(exchange.model.maintenance)
-        found.append(
-            Held(
-                perp.ticker, perp.side, perp.direction, perp.units, perp.entry_price, worth, worth - perp.margin - perp.paid,
-                perp.opened_tick, perp.margin, perp.leverage, liquidation if liquidation > 0.0 else None,
-            )
+        yield Held(
+            perp.ticker, perp.side, perp.direction, perp.units, perp.entry_price, worth, worth - perp.margin - perp.paid,
+            perp.opened_tick, perp.margin, perp.leverage, liquidation if liquidation > 0.0 else None,
         )  # fmt: skip
     for shares in account.shares.values():
         worth = exchange.worth(shares)
         direction = 1 if shares.side == "yes" else -1
-        found.append(
-            Held(shares.market, shares.side, direction, shares.shares, shares.entry_price, worth, worth - shares.cost, shares.opened_tick)
-        )
-    return tuple(found)
+        yield Held(shares.market, shares.side, direction, shares.shares, shares.entry_price, worth, worth - shares.cost, shares.opened_tick)

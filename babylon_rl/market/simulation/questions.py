@@ -7,7 +7,6 @@ crowd is calibrated at every moment, but for effects still on their way, drifts 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from babylon_rl.market.headlines import edition_named
 from babylon_rl.market.simulation.arithmetic import exp, normal, stream
@@ -17,49 +16,12 @@ from babylon_rl.market.simulation.scenario import Question
 LEAST_ROOM = 0.02
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A question before trading: its words and its open time."""
-
-    id: str
-    number: int
-    text: str
-    created_tick: int
-    resolve_tick: int
-
-    def open_at(self, tick: int) -> bool:
-        return self.created_tick <= tick < self.resolve_tick
-
-
-def ask(config: ScenarioConfig, numbers: Sequence[int] | None) -> tuple[Asked, ...]:
-    """The questions of a scenario, no text twice; ``numbers`` instead of the seed's own."""
-    edition, words = edition_named(config.edition), stream(config.seed, config.edition, "question texts")
-    first = words.randrange(10, 90)
-    texts = [text.format(c=company) for text in edition.questions for company, _ in edition.companies]
-    words.shuffle(texts)
-    found = []
-    for index in range(config.predictions):
-        number = numbers[index] if numbers is not None else first + index
-        created, resolved = _times(config, index)
-        found.append(Asked(f"Q{number}", number, texts[index], created, resolved))
-    return tuple(found)
-
-
-def _times(config: ScenarioConfig, index: int) -> tuple[int, int]:
-    """Times of questions: half open from the start, half beginning in the first half. Each lasts 40 to 100 % of the rest."""
-    when = stream(config.seed, config.edition, "question times", index)
-    later, lasts = when.random(), 0.4 + 0.6 * when.random()
-    created = 0 if index < (config.predictions + 1) // 2 else int(later * config.ticks / 2)
-    if index >= round(config.resolving * config.predictions):
-        return created, config.ticks + 1 + int(lasts * config.ticks)
-    return created, created + max(1, round(lasts * (config.ticks - created)))
-
-
 class Crowd:
-    """Belief of the crowd, all but the agents, in one question, from moment to moment. ``asked`` are its words and times."""
+    """A question, and the belief in it of the crowd, all but the agents, from moment to moment."""
 
-    def __init__(self, config: ScenarioConfig, model: MarketModel, asked: Asked, index: int) -> None:
-        self.asked = asked
+    def __init__(self, config: ScenarioConfig, model: MarketModel, index: int, number: int, text: str) -> None:
+        self.id, self.number, self.text = f"Q{number}", number, text
+        self.created_tick, self.resolve_tick = _times(config, index)
         self._noise, fate = stream(config.seed, config.edition, "belief", index), stream(config.seed, config.edition, "answer", index)
         self._limit = model.question_limit
         self._spread = model.question_volatility * math.sqrt(config.tick_hours)
@@ -68,6 +30,9 @@ class Crowd:
         self._due = [0.0] * config.ticks
         self._path = [_probability(self._log_odds, self._limit)]
         self._answer = fate.random() < self._path[0]
+
+    def open_at(self, tick: int) -> bool:
+        return self.created_tick <= tick < self.resolve_tick
 
     def told(self, tick: int, size: float, lasts: int, at: float) -> tuple[int, float]:
         """An event moves the log-odds by about ``size`` over ``lasts`` ticks.
@@ -84,7 +49,7 @@ class Crowd:
 
     def advance(self, tick: int) -> None:
         """From a moment to the next one. Before it is open and after its answer the belief stands still."""
-        if self.asked.open_at(tick):
+        if self.open_at(tick):
             spread = self._spread * self._room()
             # of this mean and variance, a move is worth what it moves, as an event is
             move = self._way(True) * spread * spread / 2.0 + spread * normal(self._noise)
@@ -93,14 +58,33 @@ class Crowd:
         self._path.append(_probability(self._log_odds, self._limit))
 
     def question(self) -> Question:
-        asked = self.asked
-        return Question(asked.id, asked.number, asked.text, self._answer, tuple(self._path), asked.created_tick, asked.resolve_tick)
+        return Question(self.id, self.number, self.text, self._answer, tuple(self._path), self.created_tick, self.resolve_tick)
 
     def _way(self, toward_answer: bool) -> int:
         return 1 if toward_answer == self._answer else -1
 
     def _room(self) -> float:
         return room(self._known, self._limit)
+
+
+def ask(config: ScenarioConfig, model: MarketModel, numbers: Sequence[int] | None) -> tuple[Crowd, ...]:
+    """The questions of a scenario, no text twice; ``numbers`` instead of the seed's own."""
+    edition, words = edition_named(config.edition), stream(config.seed, config.edition, "question texts")
+    first = words.randrange(10, 90)
+    texts = [text.format(c=company) for text in edition.questions for company, _ in edition.companies]
+    words.shuffle(texts)
+    chosen = numbers if numbers is not None else range(first, first + config.predictions)
+    return tuple(Crowd(config, model, index, number, texts[index]) for index, number in enumerate(chosen))
+
+
+def _times(config: ScenarioConfig, index: int) -> tuple[int, int]:
+    """Times of questions: half open from the start, half beginning in the first half. Each lasts 40 to 100 % of the rest."""
+    when = stream(config.seed, config.edition, "question times", index)
+    later, lasts = when.random(), 0.4 + 0.6 * when.random()
+    created = 0 if index < (config.predictions + 1) // 2 else int(later * config.ticks / 2)
+    if index >= round(config.resolving * config.predictions):
+        return created, config.ticks + 1 + int(lasts * config.ticks)
+    return created, created + max(1, round(lasts * (config.ticks - created)))
 
 
 def room(log_odds: float, limit: float) -> float:

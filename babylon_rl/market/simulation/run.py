@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import msgspec
 
 from babylon_rl.errors import MarketError, ModelUnavailable
-from babylon_rl.market.simulation import orders, prompting
-from babylon_rl.market.simulation.actions import Action, ClosePerp, Invalid, SellPrediction, WritePost
+from babylon_rl.market.simulation import prompting
+from babylon_rl.market.simulation.actions import Action, Invalid, WritePost
 from babylon_rl.market.simulation.agents import ONE_TICK, Agent, AgentFactory, AskingAgent, Decision, mandate_of
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import START_BALANCE, MarketModel
@@ -37,7 +37,7 @@ class Run:
     Attributes:
         records: what each agent did, by agent id in the order of seats.
         ticks_played: fewer than the scenario's when ``stopped`` says in words why the run ended early.
-        exchange: as it stands at the end: accounts, the house, what agents posted.
+        exchange: as it stands at the end: accounts, the house's cash, what agents posted.
     """
 
     scenario: Scenario
@@ -153,7 +153,6 @@ class Seat:
         mandate = mandate_of(agent)
         self.agent = agent
         self.record = AgentRecord(agent_id, agent.name, mandate, exchange.accounts[agent_id])
-        self._mandate = mandate
         if game is not None and game.mandate != mandate:
             raise MarketError(f"{agent.name} trades under the {mandate} mandate; the game {game.name} is played under {game.mandate}.")
         self._game = None if isinstance(agent, AskingAgent) else game
@@ -190,16 +189,9 @@ class Seat:
 
     def keep_mandate(self, exchange: Exchange) -> None:
         """Close open positions where orders last one tick. Also at the last moment, when agents may not trade any more."""
-        account = self.record.account
-        if self._mandate != ONE_TICK or not (account.perps or account.shares):
-            return
-        closed = [orders.close_perp(exchange, account, ClosePerp(ticker)) for ticker in list(account.perps)]
-        for market, side in list(account.shares):
-            closed.append(orders.sell_prediction(exchange, account, SellPrediction(market, "yes" if side == "yes" else "no")))
-        for fill in closed:
-            if isinstance(fill, Fill):
+        if self.record.mandate == ONE_TICK:
+            for fill in exchange.close_all(self.record.agent_id):
                 self.record.mandated(fill)
-        exchange.restate()
 
 
 class GameTable:

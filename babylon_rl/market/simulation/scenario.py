@@ -6,8 +6,10 @@ the market only after it. Fields marked hidden are for the judge and the oracle,
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from operator import attrgetter
 from typing import Literal, TypeVar
 
 import msgspec
@@ -16,6 +18,8 @@ from babylon_rl.errors import MarketError
 from babylon_rl.market.simulation.config import START_MS, MarketModel, ScenarioConfig
 
 FORMAT = 1  # of a scenario's bytes; grows when the same config gives another market
+
+_BY_TICK = attrgetter("tick")
 
 EventKind = Literal["true", "noise", "rumour", "decoy"]
 
@@ -104,7 +108,7 @@ T = TypeVar("T", WorldEvent, Post)
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """One market from its first moment to its last.
+    """One market from its first moment to its last, its events and posts in the order of ticks.
 
     ``config`` and ``model`` are what it was generated from, None for a market that was recorded; an exchange trades by ``model``.
     """
@@ -127,10 +131,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return self.start_ms + tick * self.tick_seconds * 1000
 
     def events_at(self, tick: int) -> tuple[WorldEvent, ...]:
-        return self._events_by_tick.get(tick, ())
+        return _at(self.events, tick)
 
     def posts_at(self, tick: int) -> tuple[Post, ...]:
-        return self._posts_by_tick.get(tick, ())
+        return _at(self.posts, tick)
 
     def asset(self, ticker: str) -> Asset:
         """The stock with that ticker; KeyError when there is none."""
@@ -142,21 +146,13 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the scenario's bytes, in hexadecimal."""
-        return hashlib.sha256(encode(self)).hexdigest()
-
-    @cached_property
-    def _events_by_tick(self) -> dict[int, tuple[WorldEvent, ...]]:
-        return _by_tick(self.events)
-
-    @cached_property
-    def _posts_by_tick(self) -> dict[int, tuple[Post, ...]]:
-        return _by_tick(self.posts)
+        """SHA-256 of the scenario as JSON, hidden parts included, in hexadecimal."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
 
 
-def encode(scenario: Scenario) -> bytes:
-    """The scenario as JSON, hidden parts included: the same scenario gives the same bytes."""
-    return msgspec.json.encode(scenario)
+def _at(items: tuple[T, ...], tick: int) -> tuple[T, ...]:
+    """The items of a tick, of items in the order of ticks."""
+    return items[bisect_left(items, tick, key=_BY_TICK) : bisect_right(items, tick, key=_BY_TICK)]
 
 
 def from_paths(
@@ -179,25 +175,18 @@ def from_paths(
     paths = [asset.prices for asset in assets] + [question.crowd for question in questions]
     if not paths:
         raise MarketError("A market needs at least one stock or question.")
-    return checked(
-        Scenario(
-            ticks=len(paths[0]) - 1,
-            tick_seconds=tick_seconds,
-            start_ms=start_ms,
-            assets=tuple(assets),
-            questions=tuple(questions),
-            events=tuple(sorted(events, key=lambda event: event.tick)),
-            posts=tuple(sorted(posts, key=lambda post: post.tick)),
-            funding_ticks=funding_ticks if funding_ticks is not None else max(1, 8 * 3600 // max(1, tick_seconds)),
-        )
+    scenario = Scenario(
+        ticks=len(paths[0]) - 1,
+        tick_seconds=tick_seconds,
+        start_ms=start_ms,
+        assets=tuple(assets),
+        questions=tuple(questions),
+        events=tuple(sorted(events, key=_BY_TICK)),
+        posts=tuple(sorted(posts, key=_BY_TICK)),
+        funding_ticks=funding_ticks if funding_ticks is not None else max(1, 8 * 3600 // max(1, tick_seconds)),
     )
-
-
-def checked(scenario: Scenario) -> Scenario:
-    """The scenario itself when it does not contradict itself. Raises MarketError: it does; the message says where."""
-    faults = list(_faults(scenario))
-    if faults:
-        raise MarketError(f"This market cannot be played: {'; '.join(faults[:5])}.")
+    if wrong := list(faults(scenario)):
+        raise MarketError(f"This market cannot be played: {'; '.join(wrong[:5])}.")
     return scenario
 
 
@@ -214,9 +203,8 @@ def opening(scenario: Scenario, ticks: int) -> Scenario:
     return replace(scenario, ticks=ticks, assets=tuple(assets), questions=tuple(questions))
 
 
-def _faults(scenario: Scenario) -> Iterable[str]:
-    if scenario.format != FORMAT:
-        yield f"its format is {scenario.format}, this version reads {FORMAT}"
+def faults(scenario: Scenario) -> Iterator[str]:
+    """Where a scenario contradicts itself, in words."""
     if scenario.ticks < 1 or scenario.tick_seconds < 1 or scenario.funding_ticks < 1:
         yield f"{scenario.ticks} ticks of {scenario.tick_seconds} s, funding every {scenario.funding_ticks}: each must be 1 or more"
     moments = scenario.ticks + 1
@@ -237,10 +225,3 @@ def _faults(scenario: Scenario) -> Iterable[str]:
     names = [asset.ticker for asset in scenario.assets] + [question.id for question in scenario.questions]
     if len(set(names)) != len(names):
         yield f"a market's name is given twice among {', '.join(sorted(names))}"
-
-
-def _by_tick(items: Iterable[T]) -> dict[int, tuple[T, ...]]:
-    found: dict[int, list[T]] = {}
-    for item in items:
-        found.setdefault(item.tick, []).append(item)
-    return {tick: tuple(these) for tick, these in found.items()}

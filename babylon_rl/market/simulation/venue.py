@@ -1,4 +1,4 @@
-"""State of the exchange at a moment: accounts, perpetuals of stocks, markets of questions, and the worth of each position.
+"""Markets of an exchange at a moment: perpetuals of stocks, and makers of questions.
 
 A perpetual costs the price without agents times their impact, which is linear in the log price: trading ``u`` units moves it by
 ``per_unit * u``, and costs the integral of the price on the way. So the price depends only on what is held, and any round trip without
@@ -7,25 +7,19 @@ other moves, however split, returns exactly what it cost.
 A question's market is a constant-product maker, moved by agents and by the crowd. The price of YES is no / (yes + no), that of NO the rest
 of 1. Every dollar paid in mints one YES and one NO share, so the collateral ``sets`` always covers whichever share will be paid. Buying in
 parts costs what buying at once costs; a round trip through a quiet pool returns what was paid.
-
-A position is worth what closing it now would bring after its fee: its owner's own impact counts against it, so trading by itself
-never makes anybody richer, not even on paper.
 """
 
 import math
-from collections.abc import Mapping, Sequence
 
-from babylon_rl.errors import MarketError
 from babylon_rl.market.simulation.arithmetic import exp, growth, log_growth
-from babylon_rl.market.simulation.config import MarketModel
-from babylon_rl.market.simulation.ledger import Account, House, PerpPosition, SharePosition
-from babylon_rl.market.simulation.scenario import Asset, Question, Scenario
+from babylon_rl.market.simulation.scenario import Asset, Question
 
 
 class PerpBook:
     """Book of a stock.
 
-    ``mark`` is the price now, ``pressure`` the log distance to which agents have pushed it from ``base``; volumes in dollars.
+    ``mark`` is the price now, ``pressure`` the log distance to which agents have pushed it from ``base``; ``open_units`` of all positions,
+    long and short; volumes in dollars.
     """
 
     def __init__(self, asset: Asset, impact_per_usd: float) -> None:
@@ -34,11 +28,6 @@ class PerpBook:
         self.per_unit = impact_per_usd * asset.prices[0]
         self.pressure = self.open_units = self.volume = 0.0
         self.path: list[float] = []
-
-    @property
-    def open_interest(self) -> float:
-        """Worth of all positions, long and short, at the mark, in dollars."""
-        return self.open_units * self.mark
 
     def move_to(self, tick: int, recovery: float) -> None:
         """Move to the price of a moment, where ``recovery`` (0..1) of the pressure is gone."""
@@ -77,7 +66,7 @@ class Pool:
     ``resolved`` is the answer once it is known, None before.
     """
 
-    def __init__(self, question: Question, tick: int, depth: float, house: House) -> None:
+    def __init__(self, question: Question, tick: int, depth: float) -> None:
         probability = question.crowd[tick]
         self.question = question
         self._odds = probability / (1.0 - probability)
@@ -85,7 +74,6 @@ class Pool:
         self.yes, self.no = depth / root, depth * root
         self.sets = max(self.yes, self.no)
         self.crowd_yes, self.crowd_no = self.sets - self.yes, self.sets - self.no
-        house.cash -= self.sets
         self.volume = 0.0
         self.resolved: bool | None = None
         self.path: list[float] = []
@@ -134,8 +122,11 @@ class Pool:
         self.volume += usd
         return usd
 
-    def crowd_moves(self, tick: int, recovery: float, house: House) -> None:
-        """The crowd trades as its belief changed since the last moment. It takes back ``recovery`` (0..1) of the agents' effect."""
+    def crowd_moves(self, tick: int, recovery: float) -> float:
+        """The crowd trades as its belief changed since the last moment. It takes back ``recovery`` (0..1) of the agents' effect.
+
+        Returns the dollars that it got out, below zero where it paid.
+        """
         probability = self.question.crowd[tick]
         odds = probability / (1.0 - probability)
         pushed = self.no / (self.yes * self._odds)
@@ -152,47 +143,5 @@ class Pool:
         self.crowd_yes -= redeemed
         self.crowd_no -= redeemed
         self.sets += paid - redeemed
-        house.cash += redeemed - paid
         self.yes, self.no = yes, no
-
-
-class Venue:
-    """State and valuations of one run; `babylon_rl.market.simulation.exchange.Exchange` trades on it.
-
-    Attributes:
-        tick: the moment it is, 0 to ``scenario.ticks``.
-        accounts: by agent id; books: by ticker; pools: by question id, from the question's first moment on.
-    """
-
-    def __init__(self, scenario: Scenario, agents: Sequence[str], start_balance: float | Mapping[str, float], model: MarketModel) -> None:
-        self.scenario = scenario
-        self.model = model
-        self.house = House()
-        self.tick = 0
-        self.accounts: dict[str, Account] = {}
-        for agent in agents:
-            balance = start_balance.get(agent, -1.0) if isinstance(start_balance, Mapping) else start_balance
-            if agent in self.accounts or not 0.0 <= balance < math.inf:
-                raise MarketError(f"Agent {agent!r} cannot start with {balance} $: each agent is named once and starts with 0 or more.")
-            self.accounts[agent] = Account(agent, float(balance))
-        self.books = {asset.ticker: PerpBook(asset, model.impact_per_usd) for asset in scenario.assets}
-        self.pools: dict[str, Pool] = {}
-        self._positions = 0
-
-    @property
-    def over(self) -> bool:
-        """Whether the last moment has come."""
-        return self.tick >= self.scenario.ticks
-
-    def worth(self, position: PerpPosition | SharePosition) -> float:
-        """Proceeds of closing a position now, never below 0. After the fee and with its margin."""
-        if isinstance(position, SharePosition):
-            pool = self.pools[position.market]
-            return pool.worth(position.side, position.shares) * (1.0 - self.model.fee)
-        usd = self.books[position.ticker].mark * position.exit_units
-        return max(0.0, position.margin + position.direction * (usd - position.notional) - self.model.fee * usd)
-
-    def next_position(self) -> str:
-        """A position's id; no two of a run are the same."""
-        self._positions += 1
-        return f"position-{self._positions}"
+        return redeemed - paid

@@ -46,13 +46,12 @@ def filled(exchange: Exchange, agent: str, action: Action) -> Fill:
     return fill
 
 
-def close_everything(exchange: Exchange, agent: str) -> None:
+def close_everything(exchange: Exchange, agent: str) -> list[Fill]:
     """Close all positions of an agent."""
     account = exchange.accounts[agent]
-    for ticker in list(account.perps):
-        filled(exchange, agent, ClosePerp(ticker))
-    for market, side in list(account.shares):
-        filled(exchange, agent, SellPrediction(market, side))
+    closings: list[Action] = [ClosePerp(ticker) for ticker in account.perps]
+    closings += [SellPrediction(market, side) for market, side in account.shares]
+    return [filled(exchange, agent, action) for action in closings]
 
 
 def actions(usd: st.SearchStrategy[float]) -> st.SearchStrategy[Action]:

@@ -9,7 +9,7 @@ from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.run import encode_run, play
-from babylon_rl.market.simulation.scenario import checked, opening
+from babylon_rl.market.simulation.scenario import faults, opening
 from babylon_rl_tests.market.simulation.agents import Scribe, Script
 from babylon_rl_tests.market.simulation.markets import MARKET, make_market
 
@@ -33,7 +33,8 @@ def test_agents_see_prices_and_changes_without_what_was_closed_for_them() -> Non
 
 def test_the_beginning_of_a_market_is_a_market_of_its_own() -> None:
     whole = generate(preset("hour", seed=1))
-    begun = checked(opening(whole, 3))
+    begun = opening(whole, 3)
+    assert not list(faults(begun))
     assert begun.ticks == 3 and begun.digest != whole.digest
     assert [asset.prices for asset in begun.assets] == [asset.prices[:4] for asset in whole.assets]
     assert opening(whole, 12) is whole

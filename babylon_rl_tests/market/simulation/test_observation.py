@@ -52,7 +52,7 @@ def test_money_positions_and_quotes_are_as_the_exchange_has_them() -> None:
     assert (shares.market, shares.side, shares.direction, shares.liquidation_price) == (MARKET, "no", -1, None)
     assert seen.equity - seen.start == pytest.approx(sum(position.profit for position in seen.positions))
     assert seen.held(STOCK) == stock and seen.held("BOLT") is None
-    assert seen.quotes == exchange.quotes()
+    assert (seen.stocks, seen.questions) == (exchange.quotes().stocks, exchange.quotes().questions)
     assert seen.minutes_left(seen.questions[0]) == 500.0
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from babylon_rl.errors import MarketError
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.scenario import Asset, Post, Question, Scenario, checked, from_paths
+from babylon_rl.market.simulation.scenario import Asset, Post, Question, from_paths
 from babylon_rl_tests.market.simulation.markets import STOCK, make_market
 
 
@@ -53,11 +53,6 @@ def question(crowd: tuple[float, ...], created: int = 0, resolved: int = 9) -> Q
 def test_what_contradicts_itself_is_refused(assets: list[Asset], questions: list[Question], words: str) -> None:
     with pytest.raises(MarketError, match=words):
         from_paths(tick_seconds=60, assets=assets, questions=questions)
-
-
-def test_another_format_is_refused() -> None:
-    with pytest.raises(MarketError, match="its format is 99, this version reads 1"):
-        checked(Scenario(format=99, ticks=1, tick_seconds=60, assets=(Asset("A", "A", (1.0, 1.0)),)))
 
 
 def test_agents_are_named_once_and_start_with_money() -> None:
