@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import msgspec
@@ -31,7 +31,7 @@ from babylon_rl.evaluation.results import (
     Timing,
 )
 from babylon_rl.evaluation.snapshots import Snapshot
-from babylon_rl.market.simulation.actions import Action, Invalid, kind
+from babylon_rl.market.simulation.actions import Invalid, kind
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.games import Game
 from babylon_rl.market.simulation.ledger import Fill, Refusal, Settlement
@@ -44,16 +44,6 @@ from babylon_rl.store.benchmarks import MarketResult
 OPENING, CLOSING = ("buy_prediction", "open_perp"), ("sell_prediction", "close_perp")
 
 
-@dataclass
-class Position:
-    """One position; ``profit`` is in dollars after fees and funding."""
-
-    market: str
-    side: str
-    question: bool
-    profit: float = 0.0
-
-
 def purchases(record: AgentRecord) -> Iterator[Fill]:
     """The fills that opened positions or added to them, by tick."""
     for outcome in record.outcomes:
@@ -61,23 +51,18 @@ def purchases(record: AgentRecord) -> Iterator[Fill]:
             yield outcome
 
 
-def positions(record: AgentRecord, exchange: Exchange) -> dict[str, Position]:
-    """Positions of a run by id, in order of opening. ``exchange`` is in its state at the run's end."""
-    by_id: dict[str, Position] = {}
-    for fill in purchases(record):
-        # Later purchases into the same position change its size alone.
-        by_id.setdefault(fill.position, Position(fill.market, fill.side, fill.kind == "buy_prediction"))
-    sold = [outcome for outcome in record.outcomes if isinstance(outcome, Fill)]
-    closings: list[Fill | Settlement] = [*sold, *(fill for fills in record.closed.values() for fill in fills), *record.settled]
-    for closing in closings:
-        if closing.profit is not None:
-            by_id[closing.position].profit += closing.profit
+def profits(record: AgentRecord, exchange: Exchange) -> dict[str, float]:
+    """Dollars of a run's positions after fees and funding, by id, in order of opening. ``exchange`` is in its state at the run's end."""
+    by_id = {fill.position: 0.0 for fill in purchases(record)}
+    for closing in chain(record.outcomes, *record.closed.values(), record.settled):
+        if isinstance(closing, Fill | Settlement) and closing.profit is not None:
+            by_id[closing.position] += closing.profit
     account = exchange.accounts[record.agent_id]
     # Still open at the end: worth the proceeds of closing them now.
     worth = {perp.id: exchange.worth(perp) - perp.margin - perp.paid for perp in account.perps.values()}
     worth |= {shares.id: exchange.worth(shares) - shares.cost for shares in account.shares.values()}
     for name, usd in worth.items():
-        by_id[name].profit += usd
+        by_id[name] += usd
     return by_id
 
 
@@ -367,17 +352,17 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
 
     An opening order is right when its direction was the market's over the tick, the player's own impact left out. A closing counts as sold.
     """
-    outcomes = [action.data["outcome"] for action in result.actions]
-    orders = [msgspec.convert(order, Action) for order in result.trajectory.actions]
-    choices = [choice_of(order) for order in orders]
-    done = ["sell" if kind(order) in CLOSING else choice.action for order, choice in zip(orders, choices, strict=True)]
-    valid = [action for action, outcome in zip(done, outcomes, strict=True) if outcome != "invalid"]
-    traded = [action.tick for action in result.actions if action.data["outcome"] == "filled" and action.type not in _NO_TRADE]
-    opened = [tick for tick in traded if choices[tick].market is not None]
+    decided = [(order, choice_of(order), outcome) for order, outcome in result.orders]
+    outcomes = Counter(outcome for _, _, outcome in decided)
+    valid = Counter("sell" if kind(order) in CLOSING else choice.action for order, choice, outcome in decided if outcome != "invalid")
+    opened = [
+        (tick, choice.market, choice.direction, stake_usd(order))
+        for tick, (order, choice, outcome) in enumerate(decided)
+        if outcome == "filled" and choice.market is not None
+    ]
     # The market's own path, without the player's impact.
     paths = {asset.ticker: asset.prices for asset in snapshot.scenario.assets}
     paths |= {question.id: question.crowd for question in snapshot.scenario.questions}
-    moves = {tick: paths[choices[tick].market or ""][tick + 1] - paths[choices[tick].market or ""][tick] for tick in opened}
     # From moment 0 on, where it is 0; the row keeps it from the first tick on.
     pnls = [equity - result.start_balance for equity in result.equity]
     return MarketResult(
@@ -385,17 +370,17 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
         pnl_usd=pnls[-1],
         wins=sum(profit > 0 for profit in result.profits),
         losses=sum(profit < 0 for profit in result.profits),
-        trades=len(traded),
-        decisions=len(outcomes),
-        invalid=outcomes.count("invalid"),
-        refused=outcomes.count("refused"),
-        actions={action: valid.count(action) for action in ("buy", "sell", "hold")},
+        trades=sum(outcome == "filled" and kind(order) not in _NO_TRADE for order, _, outcome in decided),
+        decisions=len(decided),
+        invalid=outcomes["invalid"],
+        refused=outcomes["refused"],
+        actions={action: valid[action] for action in ("buy", "sell", "hold")},
         predictions=len(opened),
-        predictions_right=sum(move * choices[tick].direction > 0 for tick, move in moves.items()),
+        predictions_right=sum((paths[market][tick + 1] - paths[market][tick]) * sign > 0 for tick, market, sign, _ in opened),
         equity_usd=tuple(pnls[1:]),
         expected_usd=result.expected_usd,
         ceiling_usd=result.ceiling_usd,
-        staked_usd=math.fsum(stake_usd(orders[tick]) for tick in opened),
+        staked_usd=math.fsum(usd for *_, usd in opened),
     )
 
 
@@ -413,18 +398,16 @@ def decision_lines(run: Run, agent_id: str) -> Iterator[bytes]:
 
 
 def _actions(run: Run, record: AgentRecord) -> Iterator[ActionTaken]:
-    held = positions(record, run.exchange)
-    opened: set[str] = set()
+    brought = profits(record, run.exchange)
     for tick, (action, outcome) in enumerate(zip(record.actions, record.outcomes, strict=True)):
         correctness = None
         # Correctness stands with the purchase that opened the position, once.
-        if isinstance(outcome, Fill) and outcome.kind in OPENING and outcome.position not in opened:
-            opened.add(outcome.position)
-            position = held[outcome.position]
-            right = position.profit > 0.0
-            if position.question:
-                right = (position.side == "yes") == run.scenario.question(position.market).answer
-            correctness = {"predictionCorrect" if position.question else "perpCorrect": right, "pnl": position.profit}
+        if isinstance(outcome, Fill) and outcome.kind in OPENING and outcome.position in brought:
+            pnl = brought.pop(outcome.position)
+            correctness = {"perpCorrect": pnl > 0.0, "pnl": pnl}
+            if outcome.kind == "buy_prediction":
+                answer = run.scenario.question(outcome.market).answer
+                correctness = {"predictionCorrect": (outcome.side == "yes") == answer, "pnl": pnl}
         # An unusable answer is no order.
         order = {} if isinstance(outcome, Invalid) else msgspec.to_builtins(action)
         latency_ms = record.calls[tick].latency_ms if tick in record.calls else 0.0
