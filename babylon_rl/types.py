@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -382,9 +381,3 @@ class BenchmarkReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     data_version: str
     plot_path: str | None
     created_at: datetime
-
-    @property
-    def plot_png(self) -> bytes | None:
-        """The picture, None where its file is not on this machine."""
-        path = None if self.plot_path is None else Path(self.plot_path)
-        return path.read_bytes() if path is not None and path.is_file() else None

@@ -5,6 +5,7 @@ starts the rollout that follows from it.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -12,7 +13,7 @@ import dagster as dg
 from babylon_rl.assets.partitions import admin_link, asset, batch_of, batches, counts, embedded, results_table
 from babylon_rl.assets.resources import Babylon, tag_run, tagging_end
 from babylon_rl.models.server_process import Serving, kept_open
-from babylon_rl.reporting.plots import Picture, bar_plot
+from babylon_rl.reporting.plots import Picture
 from babylon_rl.store.registry import model_of_batch
 
 # Of a row of the report, what fits on a page; the report in Markdown has the intervals.
@@ -65,13 +66,8 @@ def benchmark_report(
     tag_run(context, version=report.version)
     metadata = counts(len(report.rows), version=report.version, decision=report.decision, reason=report.reason, markets=report.markets)
     metadata["results"] = results_table(report.rows, SHOWN)
-    if (png := report.plot_png) is not None:
-        picture = Picture("P&L with intervals", png)
-    else:  # its file is not on this machine
-        bars = [(str(row["model"]), float(row["pnl"])) for row in report.rows]
-        intervals = [(float(row["low"]), float(row["high"])) for row in report.rows]
-        picture = bar_plot("P&L on unseen markets, 95 % intervals", "dollars an hour", bars, intervals=intervals)
-    metadata |= embedded([picture])
+    assert report.plot_path is not None  # written just now
+    metadata |= embedded([Picture("P&L with intervals", Path(report.plot_path).read_bytes())])
     metadata["report"] = dg.MetadataValue.md(report.table_markdown)
     decisions = runs_directory(babylon.settings.home, report.version)
     if decisions.is_dir():  # a version that could not be played here has none

@@ -7,7 +7,7 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.plan import market_rules, note_changes
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes, sync_outcomes
 from babylon_rl.reporting.numbers import shortened
-from babylon_rl.reporting.plots import Paths, Picture, bar_plot, path_plot
+from babylon_rl.reporting.plots import Picture, bar_plot, path_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import PRICES, PROBABILITIES, Path, paths
 
@@ -87,12 +87,11 @@ def _pictures(market: WindowOutcomes, prices: Mapping[tuple[str, str], Path], od
     swingers = sorted(market.predictions, key=lambda asked: -abs(asked.end_probability - asked.start_probability))
     stocks = [(f"{s.ticker} {s.change_percent:+.1f} %", _percent(prices[market.window, s.organization_id], s)) for s in movers]
     questions = [(_question_name(p), _whole_hour(p.start_probability, odds[market.window, p.market_id])) for p in swingers]
-    panels = [
-        Paths("prices, percent from the hour's start", {name: path for name, path in stocks if path}),
-        Paths("probability of YES", {name: path for name, path in questions if path}),
-    ]
-    moved = [panel for panel in panels if panel.series]
-    if moved:
+    panels = {
+        "prices, percent from the hour's start": {name: path for name, path in stocks if path},
+        "probability of YES": {name: path for name, path in questions if path},
+    }
+    if moved := {unit: series for unit, series in panels.items() if series}:
         pictures.append(path_plot(f"Within the hour, {market.window}", moved))
     return pictures
 

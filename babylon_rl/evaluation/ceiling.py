@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import msgspec
-
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action
@@ -44,21 +42,13 @@ def expected_usd(result: Result, snapshot: Snapshot) -> float | None:
     """Expected dollars of a run's decisions, None of positions that last; refused and unusable ones are worth nothing."""
     if ceiling_of(snapshot) is None:
         return None
-    worth = zip(appraisals(snapshot)[0], _orders(result), strict=True)
+    worth = zip(appraisals(snapshot)[0], result.orders, strict=True)
     return sum(appraisal.usd(action) for appraisal, (action, outcome) in worth if outcome == "filled")
 
 
 def ceiling_usd(snapshot: Snapshot) -> float | None:
     """Expected dollars of the best play in a market; None of positions that last."""
     return None if ceiling_of(snapshot) is None else sum(appraisals(snapshot)[1])
-
-
-def _orders(result: Result) -> list[tuple[Action, str]]:
-    """The order of every tick, and whether it was filled, refused or invalid."""
-    return [
-        (msgspec.convert(order, Action), str(taken.data["outcome"]))
-        for order, taken in zip(result.trajectory.actions, result.actions, strict=True)
-    ]
 
 
 @dataclass
@@ -103,7 +93,7 @@ def errors(results: Iterable[Result], markets: Mapping[str, Snapshot]) -> tuple[
     kinds, texts = {name: Errors(name) for name in KINDS}, dict[str, Errors]()
     for result in results:
         snapshot = markets[result.benchmark_id]
-        for appraisal, (action, outcome) in zip(appraisals(snapshot)[0], _orders(result), strict=True):
+        for appraisal, (action, outcome) in zip(appraisals(snapshot)[0], result.orders, strict=True):
             headline = next(iter(appraisal.headlines), None)
             counted = [kinds[_kind(headline, snapshot.scenario)]]
             if headline is not None:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -32,10 +33,10 @@ from babylon_rl.evaluation.statistics.intervals import (
     detectable_effect,
     finite,
     holm,
+    linearised,
     markets_needed,
     mean_interval,
     paired_interval,
-    ratio_interval,
     share_by_snapshot,
 )
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
@@ -88,7 +89,7 @@ class PlayerRow(Generic[R]):
     def of_ceiling(self) -> Interval | None:
         """Expected dollars over those of the best play in the same markets; None where decisions are not at hand."""
         own, best = self._by_snapshot(lambda run: run.expected_usd), self._by_snapshot(lambda run: run.ceiling_usd)
-        return ratio_interval(own, best) if own is not None and best is not None and any(best) else None
+        return mean_interval(linearised(own, best)) if own is not None and best is not None and any(best) else None
 
     def _by_snapshot(self, value_of: Callable[[R], float | None]) -> Floats | None:
         """The value of each snapshot, the mean of its repeats; None where one is missing."""
@@ -353,9 +354,7 @@ def mean_over_snapshots(values: Iterable[tuple[str, float | None]]) -> float | N
     for snapshot, value in values:
         if value is not None:
             of_snapshot.setdefault(snapshot, []).append(value)
-    if not of_snapshot:
-        return None
-    return math.fsum(math.fsum(of_runs) / len(of_runs) for of_runs in of_snapshot.values()) / len(of_snapshot)
+    return fmean(map(fmean, of_snapshot.values())) if of_snapshot else None
 
 
 def _mean_path(paths: Sequence[Sequence[float]]) -> list[float]:

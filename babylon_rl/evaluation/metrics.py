@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import msgspec
@@ -31,7 +31,7 @@ from babylon_rl.evaluation.results import (
     Timing,
 )
 from babylon_rl.evaluation.snapshots import Snapshot
-from babylon_rl.market.simulation.actions import Action, Invalid, kind
+from babylon_rl.market.simulation.actions import Invalid, kind
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.games import Game
 from babylon_rl.market.simulation.ledger import Fill, Refusal, Settlement
@@ -44,16 +44,6 @@ from babylon_rl.store.benchmarks import MarketResult
 OPENING, CLOSING = ("buy_prediction", "open_perp"), ("sell_prediction", "close_perp")
 
 
-@dataclass
-class Position:
-    """One position; ``profit`` is in dollars after fees and funding."""
-
-    market: str
-    side: str
-    question: bool
-    profit: float = 0.0
-
-
 def purchases(record: AgentRecord) -> Iterator[Fill]:
     """The fills that opened positions or added to them, by tick."""
     for outcome in record.outcomes:
@@ -61,23 +51,18 @@ def purchases(record: AgentRecord) -> Iterator[Fill]:
             yield outcome
 
 
-def positions(record: AgentRecord, exchange: Exchange) -> dict[str, Position]:
-    """Positions of a run by id, in order of opening. ``exchange`` is in its state at the run's end."""
-    by_id: dict[str, Position] = {}
-    for fill in purchases(record):
-        # Later purchases into the same position change its size alone.
-        by_id.setdefault(fill.position, Position(fill.market, fill.side, fill.kind == "buy_prediction"))
-    sold = [outcome for outcome in record.outcomes if isinstance(outcome, Fill)]
-    closings: list[Fill | Settlement] = [*sold, *(fill for fills in record.closed.values() for fill in fills), *record.settled]
-    for closing in closings:
-        if closing.profit is not None:
-            by_id[closing.position].profit += closing.profit
+def profits(record: AgentRecord, exchange: Exchange) -> dict[str, float]:
+    """Dollars of a run's positions after fees and funding, by id, in order of opening. ``exchange`` is in its state at the run's end."""
+    by_id = {fill.position: 0.0 for fill in purchases(record)}
+    for closing in chain(record.outcomes, *record.closed.values(), record.settled):
+        if isinstance(closing, Fill | Settlement) and closing.profit is not None:
+            by_id[closing.position] += closing.profit
     account = exchange.accounts[record.agent_id]
     # Still open at the end: worth the proceeds of closing them now.
     worth = {perp.id: exchange.worth(perp) - perp.margin - perp.paid for perp in account.perps.values()}
     worth |= {shares.id: exchange.worth(shares) - shares.cost for shares in account.shares.values()}
     for name, usd in worth.items():
-        by_id[name].profit += usd
+        by_id[name] += usd
     return by_id
 
 
@@ -87,59 +72,49 @@ FEWEST_TO_DRAW = 4  # changes behind a Sharpe ratio in a picture: of two alike i
 _DIRECTION = {"long": 1, "yes": 1, "short": -1, "no": -1}
 
 
-def metrics_of(run: Run, agent_id: str, durations_ms: Sequence[float], optimality: float) -> Metrics:
-    """The metrics of one agent of a run.
+def metrics_of(
+    actions: Sequence[ActionTaken], equity: Sequence[float], forecasts: Sequence[Forecast], start_balance: float, optimum: float
+) -> Metrics:
+    """The metrics that follow from a run's decisions, forecasts and equity at moments 0 to the last; the others have their defaults.
 
-    Args:
-        durations_ms: the response time of every decision.
-        optimality: 0..100, of the run's P&L.
+    ``optimum`` is the oracle's P&L.
     """
-    record, scenario = run.records[agent_id], run.scenario
-    held = list(positions(record, run.exchange).values())
-    equity, start = list(record.equity), record.account.start
-    forecasts_made = forecasts(record, scenario)
-    decided = zip(record.actions, record.outcomes, strict=True)
-    shares = action_shares(INVALID if isinstance(outcome, Invalid) else action_name(action) for action, outcome in decided)
-    brier, market_brier, edge = forecast_scores(forecasts_made)
-    reactions, news = reaction_ticks(record, scenario, run.ticks_played)
-    invalid = record.invalid
+    opened = [action.correctness for action in actions if action.correctness is not None]
+    pnl, pnls = equity[-1] - start_balance, _pnls(opened)
     # Positions that came out at exactly 0 are neither, and not in the win rate.
-    won, lost = sum(position.profit > 0.0 for position in held), sum(position.profit < 0.0 for position in held)
+    won, lost = sum(usd > 0.0 for usd in pnls), sum(usd < 0.0 for usd in pnls)
+    shares = action_shares(map(action_name, actions))
+    invalid, refused = (
+        Counter(str(action.data.get(why)) for action in actions if action.data.get("outcome") == outcome)
+        for outcome, why in (("invalid", "reason"), ("refused", "code"))
+    )
+    posts = sum(action.type == "post" and action.data.get("outcome") == "filled" for action in actions)
+    durations = [action.duration for action in actions]
+    brier, market_brier, edge = forecast_scores(forecasts)
     return Metrics(
-        total_pnl=record.pnl_usd,
-        prediction_metrics=_predictions([position for position in held if position.question], scenario),
-        perp_metrics=_perps([position for position in held if not position.question], equity, record.account.liquidations),
-        social_metrics=SocialMetrics(
-            posts_created=sum(isinstance(outcome, Fill) and outcome.kind == "post" for outcome in record.outcomes),
-            groups_joined=0,
-            messages_received=sum(post.tick < run.ticks_played for post in scenario.posts),
-            reputation_gained=0.0,
-        ),
+        total_pnl=pnl,
+        prediction_metrics=_predictions([position for position in opened if "predictionCorrect" in position]),
+        perp_metrics=_perps(_pnls(position for position in opened if "predictionCorrect" not in position), equity),
+        social_metrics=SocialMetrics(posts_created=posts, groups_joined=0, messages_received=0, reputation_gained=0.0),
         timing=Timing(
-            avg_response_time=_mean(durations_ms) or 0.0,
-            max_response_time=max(durations_ms, default=0.0),
-            total_duration=math.fsum(durations_ms),
+            avg_response_time=_mean(durations) or 0.0,
+            max_response_time=max(durations, default=0.0),
+            total_duration=math.fsum(durations),
         ),
-        optimality_score=optimality,
-        return_share=record.pnl_usd / start if start > 0.0 else 0.0,
+        optimality_score=optimality_score(pnl, optimum),
+        return_share=pnl / start_balance if start_balance > 0.0 else 0.0,
         sharpe=sharpe(equity),
-        max_drawdown_share=max(drawdown_shares(equity), default=None) if start > 0.0 else None,
+        max_drawdown_share=max(drawdown_shares(equity)) if start_balance > 0.0 else None,
         win_rate=share(won, won + lost),
-        trades=record.account.trades,
-        fees=record.account.fees,
-        funding=record.account.funding,
         brier=brier,
         market_brier=market_brier,
         edge=edge,
-        calibration=calibration(forecasts_made),
+        calibration=calibration(forecasts),
         invalid=dict(sorted(invalid.items())),
-        refused=dict(sorted(record.refused.items())),
-        invalid_rate=share(invalid.total(), record.decisions),
+        refused=dict(sorted(refused.items())),
+        invalid_rate=share(invalid.total(), len(actions)),
         action_shares=shares,
         action_entropy=entropy_bits(shares),
-        news_with_direction=news,
-        reaction_ticks=_mean(reactions),
-        reaction_share=share(len(reactions), news),
     )
 
 
@@ -184,10 +159,9 @@ def calibration(forecasts: Sequence[Forecast]) -> list[Bin]:
     ]  # fmt: skip
 
 
-def action_name(action: Action) -> str:
-    """An action's kind with its side, such as ``open_perp:long``."""
-    side = getattr(action, "side", None)
-    return f"{kind(action)}:{side}" if side is not None else kind(action)
+def action_name(action: ActionTaken) -> str:
+    """A decision's kind with its side, such as ``open_perp:long``."""
+    return f"{action.type}:{action.data['side']}" if action.type != INVALID and "side" in action.data else action.type
 
 
 def action_shares(names: Iterable[str]) -> dict[str, float]:
@@ -261,21 +235,24 @@ def share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _predictions(held: Sequence[Position], scenario: Scenario) -> PredictionMetrics:
-    right = sum((position.side == "yes") == scenario.question(position.market).answer for position in held)
-    pnl = math.fsum(position.profit for position in held)
+def _predictions(opened: Sequence[Mapping[str, Any]]) -> PredictionMetrics:
+    right, count, pnl = sum(bool(position["predictionCorrect"]) for position in opened), len(opened), math.fsum(_pnls(opened))
     return PredictionMetrics(
-        total_positions=len(held), correct_predictions=right, incorrect_predictions=len(held) - right, accuracy=share(right, len(held)),
-        avg_pnl_per_position=share(pnl, len(held)), pnl=pnl,
+        total_positions=count, correct_predictions=right, incorrect_predictions=count - right, accuracy=share(right, count),
+        avg_pnl_per_position=share(pnl, count), pnl=pnl,
     )  # fmt: skip
 
 
-def _perps(held: Sequence[Position], equity: Sequence[float], liquidations: int) -> PerpMetrics:
-    won, pnl = sum(position.profit > 0.0 for position in held), math.fsum(position.profit for position in held)
+def _perps(pnls: Sequence[float], equity: Sequence[float]) -> PerpMetrics:
+    won, pnl = sum(usd > 0.0 for usd in pnls), math.fsum(pnls)
     return PerpMetrics(
-        total_trades=len(held), profitable_trades=won, win_rate=share(won, len(held)), avg_pnl_per_trade=share(pnl, len(held)),
-        max_drawdown=max(drawdowns(equity), default=0.0), pnl=pnl, liquidations=liquidations,
+        total_trades=len(pnls), profitable_trades=won, win_rate=share(won, len(pnls)), avg_pnl_per_trade=share(pnl, len(pnls)),
+        max_drawdown=max(drawdowns(equity)), pnl=pnl,
     )  # fmt: skip
+
+
+def _pnls(opened: Iterable[Mapping[str, Any]]) -> list[float]:
+    return [float(position.get("pnl", 0.0)) for position in opened]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -310,10 +287,21 @@ def result_id(key: str) -> str:
 def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> Result:
     """The result of one agent of a run; strategies have response times of 0."""
     record, scenario, ticks = run.records[agent_id], run.scenario, run.ticks_played
-    equity = list(record.equity)[: ticks + 1]
-    times = [scenario.timestamp_ms(tick) for tick in range(len(equity))]
-    durations = [max(0.0, record.calls[tick].latency_ms) if tick in record.calls else 0.0 for tick in range(ticks)]
-    orders = [msgspec.to_builtins(action) for action in record.actions]
+    equity, account, made = list(record.equity), record.account, forecasts(record, scenario)
+    actions = list(_actions(run, record))
+    reactions, news = reaction_ticks(record, scenario, ticks)
+    metrics = metrics_of(actions, equity, made, account.start, snapshot.best_pnl)
+    metrics = structs.replace(
+        metrics,
+        perp_metrics=structs.replace(metrics.perp_metrics, liquidations=account.liquidations),
+        social_metrics=structs.replace(metrics.social_metrics, messages_received=sum(post.tick < ticks for post in scenario.posts)),
+        trades=account.trades,
+        fees=account.fees,
+        funding=account.funding,
+        news_with_direction=news,
+        reaction_ticks=_mean(reactions),
+        reaction_share=share(len(reactions), news),
+    )
     result = Result(
         id=result_id(label.key),
         agent_id=label.name,
@@ -321,14 +309,14 @@ def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> R
         start_time=scenario.timestamp_ms(0),
         end_time=scenario.timestamp_ms(ticks),
         ticks_processed=ticks,
-        actions=list(_actions(run, record, durations)),
-        metrics=metrics_of(run, agent_id, durations, optimality_score(record.pnl_usd, snapshot.best_pnl)),
+        actions=actions,
+        metrics=metrics,
         trajectory=RunTrajectory(
             states=[
-                Moment(tick=tick, timestamp=at, balance=record.balance[tick], equity=equity[tick], open_positions=record.held[tick])
-                for tick, at in enumerate(times)
+                Moment(tick=tick, timestamp=scenario.timestamp_ms(tick), balance=balance, equity=usd, open_positions=held)
+                for tick, (balance, usd, held) in enumerate(zip(record.balance, equity, record.held, strict=True))
             ],
-            actions=orders,
+            actions=[msgspec.to_builtins(action) for action in record.actions],
             rewards=[after - before for before, after in pairwise(equity)],
             window_id=f"{BENCHMARK}{snapshot.id}",
         ),
@@ -340,18 +328,18 @@ def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> R
         repeat=label.repeat,
         ticks=scenario.ticks,
         tick_interval=scenario.tick_seconds,
-        start_balance=record.account.start,
+        start_balance=account.start,
         optimum=snapshot.best_pnl,
         engine=label.engine,
         edition=scenario.config.edition if scenario.config is not None else "",
         complete=run.complete,
         stopped=run.stopped,
-        forecasts=forecasts(record, scenario),
+        forecasts=made,
     )
     if label.game is None or not run.complete:
         return result
     market = replace(snapshot, game=label.game)
-    worth = structs.replace(result.metrics, expected_usd=expected_usd(result, market), ceiling_usd=ceiling_usd(market))
+    worth = structs.replace(metrics, expected_usd=expected_usd(result, market), ceiling_usd=ceiling_usd(market))
     return structs.replace(result, metrics=worth)
 
 
@@ -360,17 +348,17 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
 
     An opening order is right when its direction was the market's over the tick, the player's own impact left out. A closing counts as sold.
     """
-    outcomes = [action.data["outcome"] for action in result.actions]
-    orders = [msgspec.convert(order, Action) for order in result.trajectory.actions]
-    choices = [choice_of(order) for order in orders]
-    done = ["sell" if kind(order) in CLOSING else choice.action for order, choice in zip(orders, choices, strict=True)]
-    valid = [action for action, outcome in zip(done, outcomes, strict=True) if outcome != "invalid"]
-    traded = [action.tick for action in result.actions if action.data["outcome"] == "filled" and action.type not in _NO_TRADE]
-    opened = [tick for tick in traded if choices[tick].market is not None]
+    decided = [(order, choice_of(order), outcome) for order, outcome in result.orders]
+    outcomes = Counter(outcome for _, _, outcome in decided)
+    valid = Counter("sell" if kind(order) in CLOSING else choice.action for order, choice, outcome in decided if outcome != "invalid")
+    opened = [
+        (tick, choice.market, choice.direction, stake_usd(order))
+        for tick, (order, choice, outcome) in enumerate(decided)
+        if outcome == "filled" and choice.market is not None
+    ]
     # The market's own path, without the player's impact.
     paths = {asset.ticker: asset.prices for asset in snapshot.scenario.assets}
     paths |= {question.id: question.crowd for question in snapshot.scenario.questions}
-    moves = {tick: paths[choices[tick].market or ""][tick + 1] - paths[choices[tick].market or ""][tick] for tick in opened}
     # From moment 0 on, where it is 0; the row keeps it from the first tick on.
     pnls = [equity - result.start_balance for equity in result.equity]
     return MarketResult(
@@ -378,17 +366,17 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
         pnl_usd=pnls[-1],
         wins=sum(profit > 0 for profit in result.profits),
         losses=sum(profit < 0 for profit in result.profits),
-        trades=len(traded),
-        decisions=len(outcomes),
-        invalid=outcomes.count("invalid"),
-        refused=outcomes.count("refused"),
-        actions={action: valid.count(action) for action in ("buy", "sell", "hold")},
+        trades=sum(outcome == "filled" and kind(order) not in _NO_TRADE for order, _, outcome in decided),
+        decisions=len(decided),
+        invalid=outcomes["invalid"],
+        refused=outcomes["refused"],
+        actions={action: valid[action] for action in ("buy", "sell", "hold")},
         predictions=len(opened),
-        predictions_right=sum(move * choices[tick].direction > 0 for tick, move in moves.items()),
+        predictions_right=sum((paths[market][tick + 1] - paths[market][tick]) * sign > 0 for tick, market, sign, _ in opened),
         equity_usd=tuple(pnls[1:]),
         expected_usd=result.expected_usd,
         ceiling_usd=result.ceiling_usd,
-        staked_usd=math.fsum(stake_usd(orders[tick]) for tick in opened),
+        staked_usd=math.fsum(usd for *_, usd in opened),
     )
 
 
@@ -405,24 +393,23 @@ def decision_lines(run: Run, agent_id: str) -> Iterator[bytes]:
         }) + b"\n"  # fmt: skip
 
 
-def _actions(run: Run, record: AgentRecord, durations: list[float]) -> Iterator[ActionTaken]:
-    held = positions(record, run.exchange)
-    opened: set[str] = set()
+def _actions(run: Run, record: AgentRecord) -> Iterator[ActionTaken]:
+    brought = profits(record, run.exchange)
     for tick, (action, outcome) in enumerate(zip(record.actions, record.outcomes, strict=True)):
         correctness = None
         # Correctness stands with the purchase that opened the position, once.
-        if isinstance(outcome, Fill) and outcome.kind in OPENING and outcome.position not in opened:
-            opened.add(outcome.position)
-            position = held[outcome.position]
-            right = position.profit > 0.0
-            if position.question:
-                right = (position.side == "yes") == run.scenario.question(position.market).answer
-            correctness = {"predictionCorrect" if position.question else "perpCorrect": right, "pnl": position.profit}
+        if isinstance(outcome, Fill) and outcome.kind in OPENING and outcome.position in brought:
+            pnl = brought.pop(outcome.position)
+            correctness = {"perpCorrect": pnl > 0.0, "pnl": pnl}
+            if outcome.kind == "buy_prediction":
+                answer = run.scenario.question(outcome.market).answer
+                correctness = {"predictionCorrect": (outcome.side == "yes") == answer, "pnl": pnl}
         # An unusable answer is no order.
         order = {} if isinstance(outcome, Invalid) else msgspec.to_builtins(action)
+        latency_ms = record.calls[tick].latency_ms if tick in record.calls else 0.0
         yield ActionTaken(
             tick=tick, timestamp=run.scenario.timestamp_ms(tick), type=order.pop("action", INVALID),
-            data=order | _outcome_values(outcome), duration=durations[tick], correctness=correctness,
+            data=order | _outcome_values(outcome), duration=max(0.0, latency_ms), correctness=correctness,
         )  # fmt: skip
 
 

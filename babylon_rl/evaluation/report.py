@@ -135,18 +135,15 @@ def _share(share: Interval | Bounds | None) -> str | None:
     return _with_ends(share, ".0%")
 
 
-def _with_ends(interval: Interval | Bounds | None, form: str) -> str | None:
-    if interval is None or interval.low is None or interval.high is None:
-        return None if interval is None else f"{interval.mean:{form}}"
-    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
-
-
 def _bounds(bounds: Bounds | None, digits: int = 0) -> str | None:
-    """An interval as ``+12 (+3 to +21)``; only the mean if it has no ends."""
-    if bounds is None:
-        return None
-    mean = f"{bounds.mean:+,.{digits}f}"
-    return mean if bounds.low is None or bounds.high is None else f"{mean} ({bounds.low:+,.{digits}f} to {bounds.high:+,.{digits}f})"
+    return _with_ends(bounds, f"+,.{digits}f", "{} ({} to {})")
+
+
+def _with_ends(interval: Interval | Bounds | None, form: str, shown: str = "{} [{}, {}]") -> str | None:
+    """Mean and ends of an interval; only the mean if it has no ends."""
+    if interval is None or interval.low is None or interval.high is None:
+        return None if interval is None else format(interval.mean, form)
+    return shown.format(*(format(number, form) for number in (interval.mean, interval.low, interval.high)))
 
 
 def _number(value: float | None, digits: int = 2) -> str | None:

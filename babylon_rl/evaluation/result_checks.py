@@ -4,23 +4,19 @@ A result that fails enters no comparison. Numbers are finite: JSON has no others
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
-from babylon_rl.evaluation.metrics import (
-    INVALID,
-    action_shares,
-    calibration,
-    drawdown_shares,
-    drawdowns,
-    entropy_bits,
-    forecast_scores,
-    optimality_score,
-    share,
-    sharpe,
-)
+import msgspec
+
+from babylon_rl.evaluation.metrics import metrics_of
 from babylon_rl.evaluation.results import BENCHMARK, Result
 
+# Metrics that only the run itself can tell.
+TOLD = {
+    "perpMetrics.liquidations", "socialMetrics.groupsJoined", "socialMetrics.messagesReceived", "socialMetrics.reputationGained",
+    "trades", "fees", "funding", "newsWithDirection", "reactionTicks", "reactionShare", "expectedUsd", "ceilingUsd",
+}  # fmt: skip
 TOLERANCE = 1e-6  # of dollars that are summed in another order
 RELATIVE = 1e-9
 
@@ -29,7 +25,8 @@ def validate_result(result: Result) -> list[str]:
     """Faults of a result, a sentence each; empty for a sound one. A run that ended early is sound as far as it went."""
     faults = [*_ticks(result), *_shape_of_time(result)]
     if not faults:
-        faults = [*_money(result), *_positions(result), *_decisions(result), *_forecasts(result), *_ranges(result)]
+        start = _same("The equity at the start", result.equity[0], result.start_balance)
+        faults = [*start, *_metrics(result), *_money(result), *_ranges(result)]
     return faults
 
 
@@ -69,8 +66,6 @@ def _shape_of_time(result: Result) -> Iterator[str]:
 
 def _money(result: Result) -> Iterator[str]:
     metrics, equity = result.metrics, result.equity
-    yield from _same("The equity at the start", equity[0], result.start_balance)
-    yield from _same("totalPnl", metrics.total_pnl, equity[-1] - equity[0])
     yield from _same("The rewards' sum", math.fsum(result.trajectory.rewards), metrics.total_pnl)
     # The first fault of a kind is enough to reject the result.
     for number, reward in enumerate(result.trajectory.rewards):
@@ -87,78 +82,38 @@ def _money(result: Result) -> Iterator[str]:
         if state.balance < 0.0 or state.equity < 0.0:
             yield f"At tick {state.tick} the balance is {state.balance} and the equity {state.equity}: neither can be below 0."
             break
-    if result.start_balance > 0.0:
-        yield from _same("return", metrics.return_share, metrics.total_pnl / result.start_balance)
-        yield from _same("maxDrawdownShare", metrics.max_drawdown_share, max(drawdown_shares(equity)))
-    yield from _same("perpMetrics.maxDrawdown", metrics.perp_metrics.max_drawdown, max(drawdowns(equity)))
-    yield from _same("sharpe", metrics.sharpe, sharpe(equity))
-    yield from _same("optimalityScore", metrics.optimality_score, optimality_score(metrics.total_pnl, result.optimum))
 
 
-def _positions(result: Result) -> Iterator[str]:
-    predictions, perps = result.metrics.prediction_metrics, result.metrics.perp_metrics
-    total, correct, incorrect = predictions.total_positions, predictions.correct_predictions, predictions.incorrect_predictions
-    if min(total, correct, incorrect, perps.total_trades, perps.profitable_trades) < 0:
-        yield "A count of positions is below 0."
-    if correct + incorrect != total:
-        yield f"{correct} correct and {incorrect} incorrect predictions are not {total}."
-    if not perps.profitable_trades <= perps.total_trades or perps.liquidations > perps.total_trades:
-        yield f"{perps.profitable_trades} profitable and {perps.liquidations} liquidated of {perps.total_trades} trades."
-    yield from _same("accuracy", predictions.accuracy, share(correct, total))
-    yield from _same("avgPnlPerPosition", predictions.avg_pnl_per_position, share(predictions.pnl, total))
-    yield from _same("perpMetrics.winRate", perps.win_rate, share(perps.profitable_trades, perps.total_trades))
-    yield from _same("avgPnlPerTrade", perps.avg_pnl_per_trade, share(perps.pnl, perps.total_trades))
-    opened = [action for action in result.actions if action.correctness is not None]
-    if len(opened) != total + perps.total_trades:
-        yield f"{len(opened)} actions opened positions, the metrics count {total} and {perps.total_trades}."
-    brought = math.fsum(float(action.correctness.get("pnl", 0.0)) for action in opened if action.correctness)
-    yield from _same("What positions brought", brought, result.metrics.total_pnl)
+def _metrics(result: Result) -> Iterator[str]:
+    again = metrics_of(result.actions, result.equity, result.forecasts, result.start_balance, result.optimum)
+    stated, computed = (_by_name(msgspec.to_builtins(metrics)) for metrics in (result.metrics, again))
+    for name in computed | stated:
+        if name not in TOLD:
+            yield from _same(name, stated.get(name), computed.get(name))
 
 
-def _decisions(result: Result) -> Iterator[str]:
-    metrics = result.metrics
-    expected = action_shares(
-        f"{one.type}:{one.data['side']}" if one.type != INVALID and "side" in one.data else one.type for one in result.actions
-    )
-    if set(metrics.action_shares) != set(expected) or any(abs(metrics.action_shares[name] - expected[name]) > 1e-9 for name in expected):
-        yield f"The action shares are {metrics.action_shares}, the actions say {expected}."
-    yield from _same("actionEntropy", metrics.action_entropy, entropy_bits(expected))
-    invalid, refused = sum(metrics.invalid.values()), sum(metrics.refused.values())
-    outcomes = Counter(str(action.data.get("outcome")) for action in result.actions)
-    below = min([*metrics.invalid.values(), *metrics.refused.values()], default=0) < 0
-    if below or invalid != outcomes["invalid"] or refused != outcomes["refused"]:
-        yield f"{invalid} invalid and {refused} refused decisions are counted, {outcomes['invalid']} and {outcomes['refused']} kept."
-    yield from _same("invalidRate", metrics.invalid_rate, share(invalid, len(result.actions)))
-    durations = [action.duration for action in result.actions]
-    timing = metrics.timing
-    if durations and min(durations) < 0.0:
-        yield "A response time is below 0."
-    yield from _same("timing.maxResponseTime", timing.max_response_time, max(durations, default=0.0))
-    yield from _same("timing.avgResponseTime", timing.avg_response_time, math.fsum(durations) / len(durations) if durations else 0.0)
-    yield from _same("timing.totalDuration", timing.total_duration, math.fsum(durations))
+def _by_name(part: dict[str, Any], within: str = "") -> dict[str, Any]:
+    """Values by name, those of a part as ``part.name``."""
+    values: dict[str, Any] = {}
+    for name, value in part.items():
+        values |= _by_name(value, f"{within}{name}.") if isinstance(value, dict) else {f"{within}{name}": value}
+    return values
 
 
-def _forecasts(result: Result) -> Iterator[str]:
-    forecasts, metrics = result.forecasts, result.metrics
+def _ranges(result: Result) -> Iterator[str]:
+    forecasts, metrics, perps = result.forecasts, result.metrics, result.metrics.perp_metrics
     # Every filled purchase of a question is one forecast.
     bought = sum(action.type == "buy_prediction" and action.data.get("outcome") == "filled" for action in result.actions)
     if len(forecasts) != bought:
         yield f"There are {len(forecasts)} forecasts for {bought} purchases of predictions."
     if any(not (0.0 <= forecast.paid <= 1.0 and 0.0 <= forecast.crowd <= 1.0) for forecast in forecasts):
         yield "A forecast is not a probability."
-    brier, market_brier, edge = forecast_scores(forecasts)
-    yield from _same("brier", metrics.brier, brier)
-    yield from _same("marketBrier", metrics.market_brier, market_brier)
-    yield from _same("edge", metrics.edge, edge)
-    if metrics.calibration != calibration(forecasts):
-        yield "The calibration is not that of the forecasts."
-
-
-def _ranges(result: Result) -> Iterator[str]:
-    metrics = result.metrics
-    for name, value in (("winRate", metrics.win_rate), ("reactionShare", metrics.reaction_share)):
-        if value is not None and not 0.0 <= value <= 1.0:
-            yield f"{name} is {value}, not within 0 and 1."
+    if perps.liquidations > perps.total_trades:
+        yield f"{perps.liquidations} liquidated of {perps.total_trades} trades."
+    if any(action.duration < 0.0 for action in result.actions):
+        yield "A response time is below 0."
+    if metrics.reaction_share is not None and not 0.0 <= metrics.reaction_share <= 1.0:
+        yield f"reactionShare is {metrics.reaction_share}, not within 0 and 1."
     if metrics.reaction_ticks is not None and not 0.0 <= metrics.reaction_ticks <= result.ticks:
         yield f"reactionTicks is {metrics.reaction_ticks}, the snapshot has {result.ticks} ticks."
     if metrics.fees < 0.0 or metrics.trades < 0:
@@ -169,6 +124,7 @@ def _near(value: float, expected: float) -> bool:
     return abs(value - expected) <= TOLERANCE + RELATIVE * max(abs(value), abs(expected))
 
 
-def _same(name: str, stated: float | None, computed: float | None) -> Iterator[str]:
-    if (stated is None) != (computed is None) or (stated is not None and computed is not None and not _near(stated, computed)):
+def _same(name: str, stated: Any, computed: Any) -> Iterator[str]:
+    numbers = isinstance(stated, int | float) and isinstance(computed, int | float)
+    if not (_near(stated, computed) if numbers else stated == computed):
         yield f"{name} is {stated}, worked out again it is {computed}."

@@ -43,6 +43,7 @@ from babylon_rl.llm.client import ChatAnswer, ChatClient
 from babylon_rl.market.game_rows import record_call
 from babylon_rl.market.headlines import TRAINING_EDITIONS
 from babylon_rl.market.model_endpoints import ACTION_TYPE
+from babylon_rl.market.simulation.actions import Action
 from babylon_rl.market.simulation.games import ONE_TICK_GAME
 from babylon_rl.market.simulation.record import Call
 from babylon_rl.recorder import Recording, TrajectoryRecorder
@@ -262,9 +263,11 @@ class Result(CamelCase, frozen=True):
         """P&L of every position, in the order of opening."""
         return [action.correctness["pnl"] for action in self.actions if action.correctness is not None]
 
-    def brought(self, tick: int) -> float | None:
-        """Change of equity from a decision to the next; None where the run ended before."""
-        return self.trajectory.rewards[tick] if tick < len(self.trajectory.rewards) else None
+    @property
+    def orders(self) -> list[tuple[Action, str]]:
+        """The order of every tick, and whether it was filled, refused or invalid."""
+        taken = zip(self.trajectory.actions, self.actions, strict=True)
+        return [(msgspec.convert(order, Action), str(action.data["outcome"])) for order, action in taken]
 
     @property
     def pnl_path(self) -> list[float]:

@@ -18,6 +18,7 @@ LONGEST_NAME = 24
 _PAGE_WIDTH, _PAGE_DPI, _PAGE_COLOURS = 6.4, 72, 96
 _NAMES_LEFT, _CHARACTER = 0.03, 0.0115  # of the page's width: before the names of bars, and for each of their characters
 _LARGEST = 1e15  # that matplotlib can compute with
+Path = Sequence[tuple[float, float]]  # (minute, value)
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,6 @@ class IntervalMark:
     high: float
     colour: str
     marker: str = "o"
-
-
-@dataclass(frozen=True)
-class Paths:
-    """One panel of ``path_plot``: (minute, value) series by name, most informative first."""
-
-    unit: str
-    series: Mapping[str, Sequence[tuple[float, float]]]
-
-    @property
-    def heading(self) -> str:
-        """The unit, and how many series are named."""
-        named = f"; {NAMED_PATHS} of {len(self.series)} named" if len(self.series) > NAMED_PATHS else ""
-        return f"{self.unit}{named}"
 
 
 def new_figure(width: float, height: float, dpi: int, *, constrained: bool = False) -> Any:
@@ -155,8 +142,8 @@ def curve_panels(title: str, panels: Mapping[str, Mapping[str, Sequence[float | 
     return _page_picture(title, figure)
 
 
-def path_plot(title: str, panels: Sequence[Paths]) -> Picture:
-    """Lines over the minutes of an hour, one panel below the other.
+def path_plot(title: str, panels: Mapping[str, Mapping[str, Path]]) -> Picture:
+    """Lines over the minutes of an hour, one panel below the other, by the panels' units.
 
     The first NAMED_PATHS series are named; more, up to MOST_PATHS, are grey.
     """
@@ -164,16 +151,17 @@ def path_plot(title: str, panels: Sequence[Paths]) -> Picture:
     figure = new_figure(_PAGE_WIDTH, height, _PAGE_DPI)
     figure.subplots_adjust(left=0.09, right=0.72, bottom=0.45 / height, top=1 - 0.48 / height, hspace=0.32)
     figure.text(0.012, 1 - 0.21 / height, title, fontsize=9)
-    for position, panel in enumerate(panels, start=1):
-        _draw_paths(figure.add_subplot(len(panels), 1, position), panel)
+    for position, (unit, series) in enumerate(panels.items(), start=1):
+        draw_paths(figure.add_subplot(len(panels), 1, position), unit, series)
     figure.axes[-1].set_xlabel("minute of the hour", fontsize=8)
     return _page_picture(title, figure)
 
 
-def _draw_paths(axes: Any, panel: Paths) -> None:
+def draw_paths(axes: Any, unit: str, series: Mapping[str, Path]) -> None:
+    """One panel of ``path_plot``; its title says how many series are named."""
     from matplotlib.collections import LineCollection
 
-    shown = list(panel.series.items())[:MOST_PATHS]
+    shown = list(series.items())[:MOST_PATHS]
     paths = [(name, [(minute, _drawable(value)) for minute, value in path]) for name, path in shown]
     # Unnamed series in grey below, named ones in colour above, names at the right edge.
     axes.add_collection(LineCollection([path for _, path in paths[NAMED_PATHS:]], colors="#cccccc", linewidths=0.6, zorder=1))
@@ -186,7 +174,8 @@ def _draw_paths(axes: Any, panel: Paths) -> None:
     axes.autoscale_view()
     axes.set_xlim(0, 60)
     axes.set_xticks(range(0, 61, 10))
-    axes.set_title(panel.heading, fontsize=8, loc="left", y=1.0)
+    named_of = f"; {NAMED_PATHS} of {len(series)} named" if len(series) > NAMED_PATHS else ""
+    axes.set_title(f"{unit}{named_of}", fontsize=8, loc="left", y=1.0)
     plain_axes([axes], 7)
 
 

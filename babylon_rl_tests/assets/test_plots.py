@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from babylon_rl.assets.partitions import embedded
-from babylon_rl.reporting.plots import LOSS, MOST_PATHS, Paths, Picture, bar_plot, path_plot
+from babylon_rl.reporting.plots import LOSS, MOST_PATHS, Picture, bar_plot, draw_paths, new_figure, path_plot
 
 
 def picture(drawn: Picture) -> Image.Image:
@@ -32,19 +32,21 @@ def test_bars_grow_with_their_number_and_take_one_colour() -> None:
 
 
 def test_a_panel_names_the_first_series_and_says_how_many_there_are() -> None:
-    paths = Paths("percent", {f"TICKER{n} +1.0 %": path(n) for n in range(MOST_PATHS + 20)})
-    assert paths.heading == "percent; 8 of 80 named"
-    assert Paths("percent", {"ONE": path(1)}).heading == "percent"
-    one, two = picture(path_plot("hour", [paths])), picture(path_plot("hour", [paths, paths]))
+    paths, axes = {f"TICKER{n} +1.0 %": path(n) for n in range(MOST_PATHS + 20)}, new_figure(6.4, 3.0, 72).add_subplot()
+    draw_paths(axes, "percent", paths)
+    assert axes.get_title(loc="left") == "percent; 8 of 80 named"
+    draw_paths(axes, "percent", {"ONE": path(1)})
+    assert axes.get_title(loc="left") == "percent"
+    one, two = picture(path_plot("hour", {"percent": paths})), picture(path_plot("hour", {"percent": paths, "dollars": paths}))
     assert (one.width, one.height < two.height) == (two.width, True)
 
 
 @pytest.mark.parametrize("name", ["$BTC and $ETH", r"$\frac{$", "a" * 200, "_^{}", ""])
 def test_names_are_drawn_as_they_are(name: str) -> None:
     picture(bar_plot("hour", "dollars", [(name, 1.0)]))
-    picture(path_plot("hour", [Paths("percent", {name: [(0.0, 1.0), (60.0, 1.0)]})]))
+    picture(path_plot("hour", {"percent": {name: [(0.0, 1.0), (60.0, 1.0)]}}))
 
 
 def test_numbers_beyond_all_bounds_are_drawn() -> None:
     picture(bar_plot("hour", "dollars", [("a", 1e308), ("b", math.inf), ("c", -1e308)]))
-    picture(path_plot("hour", [Paths("percent", {"a": [(0.0, -1e308), (60.0, 1e308)]})]))
+    picture(path_plot("hour", {"percent": {"a": [(0.0, -1e308), (60.0, 1e308)]}}))

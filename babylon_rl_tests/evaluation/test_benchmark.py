@@ -108,8 +108,9 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     }  # fmt: skip
     assert found["oracle"]["pnl"] > best["pnl"] > found["nothing"]["pnl"] == 0
     assert "no version is deployed" in report.reason
-    assert report.plot_png.startswith(b"\x89PNG") and len(report.plot_png) < 150_000
-    assert report.plot_path == str(settings.home / "benchmarks" / "v1.0.0.png")
+    picture = settings.home / "benchmarks" / "v1.0.0.png"
+    assert report.plot_path == str(picture)
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 150_000
     assert report.table_markdown.startswith("**pass**: v1.0.0 earns") and "| nothing (strategy) |" in report.table_markdown
     assert "nothing is corrected for how many were tried in them" in report.table_markdown
     assert "The decisions of v1.0.0 bring +" in report.table_markdown and "| of the ceiling |" in report.table_markdown

@@ -16,7 +16,7 @@ from babylon_rl.evaluation.play import appraised_row, benchmark_results, gate_jo
 from babylon_rl.evaluation.report import AGENTS, CEILING, ceiling_words, gate_columns
 from babylon_rl.evaluation.results import Result, gate_files
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, snapshots_named
-from babylon_rl.evaluation.statistics.intervals import ratio_interval
+from babylon_rl.evaluation.statistics.intervals import linearised, mean_interval
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.games import AMOUNTS, POSTS
 from babylon_rl.market.simulation.generation import generate
@@ -139,9 +139,9 @@ def test_following_stakes_what_the_decision_staked(stake: float) -> None:
 
 def test_a_ratio_of_sums_is_paired_by_market() -> None:
     whole = [100.0 + 20 * number for number in range(24)]
-    same = ratio_interval([0.8 * usd for usd in whole], whole)
+    same = mean_interval(linearised([0.8 * usd for usd in whole], whole))
     assert (round(same.mean, 6), round(same.low, 6), round(same.high, 6)) == (0.8, 0.8, 0.8)
-    varied = ratio_interval([usd * (0.7 if number % 2 else 0.9) for number, usd in enumerate(whole)], whole)
+    varied = mean_interval(linearised([usd * (0.7 if number % 2 else 0.9) for number, usd in enumerate(whole)], whole))
     assert varied.low < 0.8 < varied.high
 
 

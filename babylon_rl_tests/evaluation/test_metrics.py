@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.evaluation import metrics as m
-from babylon_rl.evaluation.metrics import positions
-from babylon_rl.evaluation.results import Metrics
+from babylon_rl.evaluation.results import Metrics, Result
+from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, ClosePerp, Invalid, OpenPerp, SellPrediction, WritePost
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.run import Run, play
@@ -24,9 +24,13 @@ def played(scenario: Scenario, actions: Mapping[int, Action]) -> Run:
     return play(scenario, {"a": lambda agent_id, seed: Script(actions)})
 
 
+def result_in(run: Run) -> Result:
+    label = m.RunLabel("a", "a", "strategy", "free", 0, 0, "key", "engine")
+    return m.result_of(run, "a", Snapshot("market", run.scenario, known_best=1000.0), label)
+
+
 def measured(scenario: Scenario, actions: Mapping[int, Action]) -> Metrics:
-    run = played(scenario, actions)
-    return m.metrics_of(run, "a", [0.0] * run.ticks_played, 50.0)
+    return result_in(played(scenario, actions)).metrics
 
 
 def test_a_long_gains_and_a_short_loses_when_prices_rise() -> None:
@@ -60,10 +64,11 @@ def test_positions_together_are_the_whole_profit_even_when_some_stay_open() -> N
         6: BuyPrediction(MARKET, "no", 50.0),
     }
     run = played(make_market(RISING), actions)
-    held = positions(run.records["a"], run.exchange)
-    assert math.fsum(one.profit for one in held.values()) == pytest.approx(run.pnl_usd["a"], abs=1e-6)
+    result = result_in(run)
+    assert math.fsum(result.profits) == pytest.approx(run.pnl_usd["a"], abs=1e-6)
+    opened = [action.data for action in result.actions if action.correctness is not None]
     wanted = [(STOCK, "long"), (MARKET, "yes"), (OTHER_STOCK, "short"), (MARKET, "no")]
-    assert [(one.market, one.side) for one in held.values()] == wanted
+    assert [(order.get("ticker", order.get("market")), order["side"]) for order in opened] == wanted
     assert list(run.records["a"].held)[:9] == [0, 1, 2, 2, 2, 2, 3, 4, 4]
 
 
@@ -79,7 +84,7 @@ def test_positions_end_where_they_were_sold_answered_or_liquidated() -> None:
     run = played(scenario, actions)
     held = list(run.records["a"].held)
     assert held[:6] == [0, 1, 1, 2, 2, 1] and held[9:11] == [1, 0], "liquidated at tick 2, sold at 4, answered at 10"
-    found = m.metrics_of(run, "a", [], 0.0)
+    found = result_in(run).metrics
     assert found.perp_metrics.liquidations == 1 and found.win_rate == pytest.approx(2 / 3)
 
 
@@ -105,7 +110,7 @@ def test_actions_are_counted_by_kind_and_side_with_invalid_and_refused_ones() ->
             return OpenPerp(STOCK, "long", 1e9) if seen.tick < 10 else WritePost("hello")
 
     run = play(make_market(), {"a": lambda agent_id, seed: Clumsy()})
-    found = m.metrics_of(run, "a", [0.0] * 20, 0.0)
+    found = result_in(run).metrics
     assert found.action_shares == {"invalid": 0.25, "open_perp:long": 0.25, "post": 0.5} and found.action_entropy == pytest.approx(1.5)
     assert (found.invalid, found.refused, found.invalid_rate) == ({"not JSON": 5}, {"balance": 5}, 0.25)
     assert found.social_metrics.posts_created == 10 and found.sharpe is None and found.win_rate is None

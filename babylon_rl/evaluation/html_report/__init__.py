@@ -57,8 +57,8 @@ def _action_row(result: Result, action: ActionTaken) -> dict[str, object]:
         "run": result.id, "agent": result.agent_id, "benchmark": result.benchmark_id, "repeat": result.repeat,
         "tick": tick, "timestamp_ms": action.timestamp, "action": action.type, "market": told.get("market", told.get("ticker")),
         **{name: told.get(name) for name in (*_DATA, "text")},
-        "balance": states[tick].balance if tick < len(states) else None, "equity": states[tick].equity if tick < len(states) else None,
-        "brought": result.brought(tick), "response_ms": action.duration,
+        "balance": states[tick].balance, "equity": states[tick].equity,
+        "brought": result.trajectory.rewards[tick], "response_ms": action.duration,
     }  # fmt: skip
 
 

@@ -87,7 +87,7 @@ class AgentSummary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of two agents over shared runs, the better-placed one first.
+    """Difference of two agents over shared runs.
 
     ``values`` are means by market, ``interval`` is that of their mean. ``p`` accounts for all comparisons of the report (Holm); it is None
     with one market, of which no test can be made.
@@ -119,17 +119,13 @@ class Difference:
 class ReportSummary:
     """Agents with complete runs, best mean P&L first, and their paired differences.
 
-    Differences are those of the first MOST_COMPARED agents; their intervals are corrected for ``analyses`` interim analyses.
+    Differences are those of the first MOST_COMPARED agents that share a market, either of two first; their intervals are corrected for
+    ``analyses`` interim analyses.
     """
 
     agents: tuple[AgentSummary, ...]
     differences: dict[tuple[str, str], Difference]
     analyses: int = 1
-
-    def between(self, ours: str, theirs: str | None) -> Difference | None:
-        """The difference of two agents, either of them first; None without a shared market."""
-        back = self.differences.get((theirs or "", ours))
-        return self.differences.get((ours, theirs or "")) if back is None else back.negated
 
 
 def page(results: Sequence[Result], scenarios: Mapping[str, Scenario]) -> str:
@@ -159,7 +155,7 @@ def page(results: Sequence[Result], scenarios: Mapping[str, Scenario]) -> str:
         sharpe=_curve_panels(agents, lambda run: sharpe_path(run.equity, FEWEST_TO_DRAW)),
         drawdown=_curve_panels(agents, lambda run: drawdowns(run.equity)),
         neighbours=[differences[a.name, b.name] for a, b in pairwise(agents) if (a.name, b.name) in differences],
-        matrix=[(ours, [summary.between(ours.name, theirs.name) for theirs in compared]) for ours in compared] if differences else [],
+        matrix=[(ours, [differences.get((ours.name, theirs.name)) for theirs in compared]) for ours in compared] if differences else [],
         kinds=[name for name in (*KIND_NAMES.values(), "other") if name in used],
         runs=[run_view(run, names.get(run.id, run.agent_id), scenarios.get(run.snapshot)) for run in shown],
         runs_left_out=len(results) - len(shown),
@@ -182,13 +178,9 @@ def summarized(results: Sequence[Result]) -> ReportSummary:
     ranked = sorted(comparison.agents, key=lambda row: (-row.pnl.mean, row.agent))
     runs = by_agent(comparison.runs)
     agents = tuple(AgentSummary(place % 10, row, tuple(runs[row.agent].values())) for place, row in enumerate(ranked))
-    places = {row.agent: place for place, row in enumerate(ranked)}
-    differences = {}
-    for pair in comparison.pairs:
-        if max(places[pair.a], places[pair.b]) < MOST_COMPARED:
-            difference = _difference(pair, runs)
-            difference = difference.negated if places[pair.a] > places[pair.b] else difference
-            differences[difference.ours, difference.theirs] = difference
+    compared = {row.agent for row in ranked[:MOST_COMPARED]}
+    one_way = [_difference(pair, runs) for pair in comparison.pairs if {pair.a, pair.b} <= compared]
+    differences = {(difference.ours, difference.theirs): difference for found in one_way for difference in (found, found.negated)}
     return ReportSummary(agents, differences, comparison.analyses)
 
 
@@ -238,7 +230,7 @@ def _lead(results: Sequence[Result], summary: ReportSummary) -> str:
     if len(agents) == 1:
         return f"{winner}."
     second = agents[1]
-    difference = summary.between(best.name, second.name)
+    difference = summary.differences.get((best.name, second.name))
     if difference is None:
         return f"{winner}; it shares no market with {second.name}, the next."
     ahead = f"{dollars(difference.interval.mean)} ahead of {second.name}"
@@ -258,7 +250,7 @@ def _standing(summary: ReportSummary) -> str | None:
     ]
     markets, rivals = 0, []
     for words, name in wanted:
-        found = summary.between(ours, name)
+        found = summary.differences.get((ours, name or ""))
         if found is None:
             rivals.append(Rival(words, name))
             continue

@@ -68,7 +68,7 @@ def rows_of(run: Result, scenario: Scenario | None) -> list[ActionTaken]:
 
     def weight(action: ActionTaken) -> tuple[bool, float, bool]:
         published = scenario is not None and bool(scenario.events_at(action.tick))
-        return action.type != "hold", abs(run.brought(action.tick) or 0.0), published
+        return action.type != "hold", abs(run.trajectory.rewards[action.tick]), published
 
     heaviest = sorted(run.actions, key=weight, reverse=True)[:MOST_ROWS]
     return sorted(heaviest, key=lambda action: action.tick)
@@ -76,7 +76,7 @@ def rows_of(run: Result, scenario: Scenario | None) -> list[ActionTaken]:
 
 def _decision_row(run: Result, action: ActionTaken, scenario: Scenario | None) -> dict[str, Any]:
     """Values of one decision; ``brought_usd`` is the change of equity until the next."""
-    brought = run.brought(action.tick)
+    brought = run.trajectory.rewards[action.tick]
     texts = _published(scenario, action.tick) if scenario is not None else []
     return {
         "tick": action.tick,

@@ -129,11 +129,6 @@ def _studentized(centred: Floats, seed: int, resamples: int) -> Floats:
     return np.concatenate(parts)
 
 
-def ratio_interval(parts: Values, wholes: Values) -> Interval:
-    """Sum of ``parts`` over sum of ``wholes``, one of each a market, with its interval."""
-    return mean_interval(linearised(parts, wholes))
-
-
 def linearised(parts: Values, wholes: Values) -> Floats:
     """Each market's part in the ratio of the sums: their mean is the ratio, and their spread is its error.
 
