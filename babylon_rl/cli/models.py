@@ -17,6 +17,7 @@ from babylon_rl.reporting.plots import curve_panels
 from babylon_rl.serving.status_shapes import ModelDocument
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.benchmarks import read_report
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import Model, note_upload, read_models
@@ -97,10 +98,7 @@ def export(
     settings = load_settings()
     model, report = _registered(settings, version)
     exported = export_version(model, directory.absolute(), settings, report, merged=merged)
-    document = {
-        "version": model.version, "directory": str(exported.directory), "merged": exported.merged, "files": list(exported.files),
-        "kl": exported.kl,
-    }  # fmt: skip
+    document = {"version": model.version, "directory": str(exported.directory)} | document_of(exported, "merged", "files", "kl")
     adapter = f"--served-model-name base --enable-lora --lora-modules {model.version}={exported.directory} --return-tokens-as-token-ids"
     serves = f"vllm serve {exported.directory}" if merged else f"vllm serve {model.base_model} {adapter}"
     lines = [
