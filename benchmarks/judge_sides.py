@@ -146,7 +146,7 @@ def _trajectories(group: Group) -> Any:
 
 def _shown(group: Group) -> RenderedGroup:
     episodes = tuple(
-        RenderedEpisode(episode.agent, text, len(text) // 4, 0, steps=len(episode.steps))
+        RenderedEpisode(text, len(text) // 4, agent_id=episode.agent, steps=len(episode.steps))
         for episode in group.episodes
         for text in ["\n".join(f"{shown}\n{answer}" for shown, answer in episode.steps)]
     )

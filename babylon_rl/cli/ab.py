@@ -9,6 +9,7 @@ from babylon_rl.cli.releases import ReasonOption, author_of
 from babylon_rl.errors import UsageError
 from babylon_rl.serving import ab_tests
 from babylon_rl.settings import load_settings
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import open_database
 from babylon_rl.store.releases import read_tests
 
@@ -57,11 +58,8 @@ def status(
         if name is not None:
             _show(ab_tests.report(connection, name, settings), as_json)
             return
-        rows = [
-            {"name": test.name, "state": test.state, "arms": list(test.arms), "shares": list(test.shares),
-             "startedAt": test.started_at.isoformat() + "Z"}
-            for test in read_tests(connection)
-        ]  # fmt: skip
+        tests = read_tests(connection)
+    rows = [document_of(test, "name", "state", "arms", "shares") | {"startedAt": test.started_at.isoformat() + "Z"} for test in tests]
     emit({"tests": rows}, [Table(TESTS, rows)], as_json)
 
 

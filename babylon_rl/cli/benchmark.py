@@ -154,8 +154,7 @@ def leaderboard(
         say(f"The picture is {report.write_plot(ranking.leaderboard_png(board), plot)}.")
     title = f"{board.markets} unseen markets, mean P&L with its 95 % interval"
     emit(board.document, [Table(leaderboard_columns(board.reference), board.lines, title)], as_json)
-    for version, why in board.unranked.items():
-        say(f"{version} is not ranked. {why}")
+    say(*(f"{version} is not ranked. {why}" for version, why in board.unranked.items()))
 
 
 @app.command("generate")
@@ -200,8 +199,7 @@ def generate(
     errors, warnings = validate(snapshot)
     if errors:
         raise MarketError(f"The market of {config} makes no sound snapshot: {' '.join(errors)}")
-    for warning in warnings:
-        say(warning)
+    say(*warnings)
     path = out if out is not None else Path(f"{snapshot.id}.json.gz")
     size, best = save(snapshot, path), optimum_of(snapshot)
     document = {

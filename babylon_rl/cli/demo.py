@@ -65,8 +65,7 @@ def demo(
     given = f", seed {seed}" + ("" if played == ONE_TICK_GAME else f", game {game}")
     say("Demo settings: " + " ".join(f"{name.upper()}={str(value).lower()}" for name, value in chosen.items()) + given)
     # Remains of a killed demo would hold the database.
-    for sentence in stop_children(settings.home, orphans_only=True):
-        say(sentence)
+    say(*stop_children(settings.home, orphans_only=True))
     with open_database(settings) as database:
         state = Demo(settings, database, windows, seed, generations, game=played, gate=gate)
         with stage(settings, "1. Database"):

@@ -33,7 +33,7 @@ from babylon_rl.serving.promotion import describe, read_guards
 from babylon_rl.serving.releases import deploy, rollback
 from babylon_rl.serving.status_shapes import GuardDocument
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import Batch, read_batches
+from babylon_rl.store.batches import read_batches
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
@@ -109,8 +109,7 @@ def prepare(state: Demo) -> None:
     """Migrate the database, and write the calls that an interrupted demo left on disk."""
     report = migrate(state.database)
     say(f"   {state.database.address}: {len(report.applied)} applied, {len(report.adopted)} adopted")
-    for difference in report.differences:
-        say(f"   {difference}")
+    say(*(f"   {difference}" for difference in report.differences))
     write_waiting(state.settings)
 
 
@@ -214,7 +213,9 @@ def train(state: Demo, hours: Sequence[str]) -> str:
 
     # A failed batch is frozen again, unless later generations have played since.
     with state.database.connect(autocommit=True) as connection:
-        batch = _batch_of(connection, state, hours)
+        own = [batch for batch in read_batches(connection) if batch.seed == state.seed and set(batch.windows) & set(hours)]
+        # The newest of these hours; a failed one only if there is no other.
+        batch = next((batch for batch in own if batch.state != "failed"), own[0] if own else None)
         if batch is None or batch.state == "failed":
             # A version trained now would have a later one for its parent.
             if state.generations > 1 and simulated_hours(connection, state.seed)[-1] > hours[-1]:
@@ -233,12 +234,6 @@ def train(state: Demo, hours: Sequence[str]) -> str:
     with progress_of_parts("   ") as on_progress:
         run_batch(state.database, state.settings, batch.batch_id, on_progress=on_progress, serving=state.serving)
     return batch.batch_id
-
-
-def _batch_of(connection: Connection, state: Demo, hours: Sequence[str]) -> Batch | None:
-    """The newest batch of some of ``hours``; failed ones only if there is no other."""
-    own = [batch for batch in read_batches(connection) if batch.seed == state.seed and set(batch.windows) & set(hours)]
-    return next((batch for batch in own if batch.state != "failed"), own[0] if own else None)
 
 
 def release(state: Demo, version: str | None, hours: Sequence[str]) -> bool:

@@ -48,8 +48,7 @@ def export(
         windows, unfinished = complete_windows(connection, first, end, now)
         # The export reads in transactions of its own, which may take long.
         connection.rollback()
-        for window in unfinished:
-            say(f"{window} has not ended and is left out.")
+        say(*(f"{window} has not ended and is left out." for window in unfinished))
         done = export_windows(connection, windows, directory, form, settings, splits=splits, selection=selection, force=force, tell=tell)
     _remark(done, bool(windows))
     document = {
@@ -78,8 +77,7 @@ def _remark(done: ExportedRows, any_rows: bool) -> None:
         say(f"{done.stale} hours have changed since they were scored; `babylon-rl windows` shows their state.")
     if done.synthetic:
         say(f"{done.synthetic} trajectories recorded no prompt and give no record (docs/howto/recording.md).")
-    for reason, number in done.left_out.items():
-        say(f"{number} LLM calls are left out: {reason}.")
+    say(*(f"{number} LLM calls are left out: {reason}." for reason, number in done.left_out.items()))
 
 
 def _parts(done: ExportedRows) -> list[Table | str]:

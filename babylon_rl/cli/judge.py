@@ -15,6 +15,7 @@ from babylon_rl.judge.reliability.audit import AUDIT_GROUPS, report_with_audit
 from babylon_rl.judge.reliability.plots import draw_plots
 from babylon_rl.judge.reliability.report import default_range, report_document, report_rows
 from babylon_rl.settings import load_settings
+from babylon_rl.store.columns import document_of
 from babylon_rl.store.database import open_database
 from babylon_rl.store.judge_report import JudgeAgreement, write_judge_agreement
 from babylon_rl.store.migrate import require_migrated
@@ -43,10 +44,9 @@ def quarantine(windows: WindowsArgument = None, as_json: JsonOption = False) -> 
     if not groups:
         say("No group is in quarantine.")
     rows = [
-        {"window": q.window, "judge": q.judge, "reason": q.reason, "at": f"{q.at.isoformat(timespec='seconds')}Z",
-         "transcript": q.transcript}
+        document_of(q, "window", "judge", "reason") | {"at": f"{q.at.isoformat(timespec='seconds')}Z", "transcript": q.transcript}
         for q in groups.values()
-    ]  # fmt: skip
+    ]
     emit({"quarantined": rows}, [Table(QUARANTINED, rows)], as_json)
 
 
@@ -115,8 +115,7 @@ def report(
     emit(document, [table, *([f"Other hours of the range were scored by: {others}."] if others else [])], as_json)
     if audited is not None:
         say(audited.sentence)
-    for path in written:
-        say(f"Wrote {path}")
+    say(*(f"Wrote {path}" for path in written))
 
 
 @app.command("calibrate")

@@ -25,8 +25,7 @@ def backup(file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file
     """
     with progress_of_parts() as tell:
         manifest = backups.backup(load_settings(), file, utc_now(), tell)
-    for sentence in manifest.left_out:
-        say(f"Left out: {sentence}.")
+    say(*(f"Left out: {sentence}." for sentence in manifest.left_out))
     _emit(f"Wrote and read back {file}", [file], manifest.tables, manifest.versions, manifest.left_out, as_json)
 
 

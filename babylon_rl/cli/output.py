@@ -89,9 +89,10 @@ def console(*, stderr: bool = False) -> Console:
     return Console(file=stream, highlight=False, soft_wrap=not stream.isatty(), width=None if stream.isatty() else PLAIN_WIDTH)
 
 
-def say(sentence: str) -> None:
-    """Print a remark on standard error, so that ``--json`` stays one document."""
-    print(sentence, file=sys.stderr, flush=True)
+def say(*sentences: str) -> None:
+    """Print remarks on standard error, a line each, so that ``--json`` stays one document."""
+    for sentence in sentences:
+        print(sentence, file=sys.stderr, flush=True)
 
 
 @contextmanager

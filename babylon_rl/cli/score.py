@@ -104,12 +104,11 @@ def _show(database: Database, settings: Settings, held: list[str], lacking: list
         hours = read_outcomes(connection, held, frozenset(lacking), settings)
     if not hours:
         say("No hour here has a group to judge. `babylon-rl windows` shows what each hour holds; --from and --to choose others.")
-    for sentence in sentences(hours, settings.judge_model):
-        say(sentence)
+    say(*sentences(hours, settings.judge_model))
     pending = [{"window": hour.window, "reason": hour.reason} for hour in hours if hour.outcome == "waiting"]
     document = {
         "windows": [scores_document(hour.scores) for hour in hours if hour.scores is not None],
-        "hours": [hour.document() for hour in hours],
+        "hours": [document_of(hour, "window", "outcome", "kept_scores_of", "reason") for hour in hours],
         "pending": pending,
         "quarantined": [{"window": hour.window, "reason": hour.reason} for hour in hours if hour.outcome == "quarantined"],
     }
@@ -154,7 +153,7 @@ def _dollars(cost: HourCost) -> str:
 
 @dataclass(frozen=True)
 class HourOutcome:
-    """One hour after a scoring. ``scores`` are its present scores, of any judge; None without any."""
+    """One hour after a scoring by ``asked``. ``scores`` are its present scores, of any judge; None without any."""
 
     window: str
     outcome: Outcome
@@ -163,23 +162,22 @@ class HourOutcome:
     reason: str | None = None
 
     @property
+    def kept_scores_of(self) -> str | None:
+        """The judge of scores that are not from this call."""
+        return None if self.scores is None or self.outcome == "judged" else self.scores.judge
+
+    @property
     def words(self) -> str:
         if self.outcome == "judged":
             return "judged now"
         if self.outcome == "unchanged":
-            others = self.scores is not None and self.scores.judge != self.asked
-            return "unchanged, by another judge" if others else "unchanged"
+            return "unchanged" if self.kept_scores_of == self.asked else "unchanged, by another judge"
         return f"{self.outcome}, no scores" if self.scores is None else f"{self.outcome}, keeps earlier scores"
 
     def row(self) -> list[Any]:
         held = self.scores
         facts = [held.judge, held.group_size, round(held.mean, 4), round(held.spread, 4), held.scores[0].agent_id] if held else [None] * 5
         return [self.window, self.words, *facts]
-
-    def document(self) -> dict[str, Any]:
-        """This result as a JSON-ready dict. ``keptScoresOf`` names the judge of scores that are not from this call."""
-        judge = None if self.scores is None or self.outcome == "judged" else self.scores.judge
-        return {"window": self.window, "outcome": self.outcome, "keptScoresOf": judge, "reason": self.reason}
 
 
 def read_outcomes(connection: Connection, windows: Sequence[str], lacking: Collection[str], settings: Settings) -> list[HourOutcome]:
@@ -212,11 +210,12 @@ def sentences(outcomes: Sequence[HourOutcome], judge: str) -> list[str]:
         advice = "`babylon-rl judge quarantine` shows the answers, `babylon-rl judge retry` asks again."
         named = ", ".join(entry.window for entry in aside)
         remarks.append(f"In quarantine, not scored by {judge}: {named}. The last because: {aside[-1].reason} {advice}")
-    waiting = [entry for entry in outcomes if entry.outcome in ("waiting", "quarantined") and entry.scores is not None]
-    if waiting:
-        named = ", ".join(f"{entry.window} those of {entry.scores.judge}" for entry in waiting if entry.scores is not None)
-        remarks.append(f"Scores that {judge} did not replace are kept: {named}.")
-    others = [entry.window for entry in outcomes if entry.outcome == "unchanged" and entry.scores and entry.scores.judge != judge]
+    kept = [
+        f"{entry.window} those of {entry.kept_scores_of}" for entry in outcomes if entry.reason is not None and entry.scores is not None
+    ]
+    if kept:
+        remarks.append(f"Scores that {judge} did not replace are kept: {', '.join(kept)}.")
+    others = [entry.window for entry in outcomes if entry.outcome == "unchanged" and entry.kept_scores_of != judge]
     if others:
         remarks.append(
             f"Scores of another judge than {judge} stand: {', '.join(others)}. --stale judges them anew, --stale --dry-run says the price."

@@ -120,6 +120,4 @@ def alerts(
     cells = [[alert.cause, *map(moment, (alert.first_seen_at, alert.sent_at, alert.resolved_at)), alert.says] for alert in rows]
     document = {"alerts": [document_of(alert) for alert in rows]}
     emit(document, [listed(["cause", "since", "sent", "ended", "says"], cells)], as_json)
-    for alert in rows:
-        if alert.open:
-            say(f"{alert.cause}: {alert.advice}")
+    say(*(f"{alert.cause}: {alert.advice}" for alert in rows if alert.open))

@@ -245,10 +245,8 @@ def cleanup(
     emit({"dryRun": dry_run, "parts": parts, "refused": refused}, [Table(PARTS, parts)], as_json)
     if dry_run:
         say("Nothing was removed: --dry-run.")
-    for sentence in refused:
-        say(sentence)
     if refused:
-        say(ADVICE)
+        say(*refused, ADVICE)
         raise typer.Exit(FAILED_OUTSIDE)
 
 
@@ -273,8 +271,7 @@ def _run_dagster(
 
     loaded = load_settings()
     # What a killed command left would hold ports and the embedded database.
-    for sentence in stop_children(loaded.home, orphans_only=True):
-        say(sentence)
+    say(*stop_children(loaded.home, orphans_only=True))
     with open_database(loaded) as database:
         # A daemon on a database without our tables would fail at every tick.
         if migrated and (applied := apply_migrations(database).applied):

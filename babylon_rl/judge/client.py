@@ -176,21 +176,19 @@ class JudgeClient:
         self._retrier = Retrier(retries or Retries(total_s=3 * self._timeout_s), clock, sleep, jitter)
         self._clock = clock
         self._breaker = breaker or CircuitBreaker(clock)
-        self._endpoint = endpoint_of(settings, self.model)
-        self._transport = transport or self._opened()
+        self._endpoint = endpoint = endpoint_of(settings, self.model)
+        if transport is not None:
+            self._transport = transport
+        elif endpoint.base_url is not None:
+            self._transport = OpenAITransport(endpoint.base_url, endpoint.wire_name, endpoint.secret)
+        else:
+            self._transport = LitellmTransport(self.model, None, endpoint.secret, self._timeout_s)
         # a schema, unless litellm's table says the model takes none; a model that refuses it is asked without
         entry = table_entry(self.model)
         self._form = AnswerFormat("schema" if entry is None or entry.get("supports_response_schema") else "json")
         if is_priced(self.model):
             # the import blocks the loop for more than a second
             litellm_quietly()  # now rather than at the first answer, when it would keep the others waiting
-
-    def _opened(self) -> Transport:
-        """The transport to the endpoint: OpenAI's protocol where an address is known, else litellm."""
-        endpoint = self._endpoint
-        if endpoint.base_url is not None:
-            return OpenAITransport(endpoint.base_url, endpoint.wire_name, endpoint.secret)
-        return LitellmTransport(self.model, None, endpoint.secret, self._timeout_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -205,16 +203,14 @@ class JudgeClient:
             JudgeUnavailable: down, or failing too often; later may be better.
             JudgeRefused: a wrong key, an unknown model, a request that is too long: a retry does not help.
         """
+        probing = False
         try:
             probing = self._breaker.enter()
-        except CircuitOpen as open_:
-            raise self._not_asked(open_) from None
-        try:
             with span("judge request", "client", model=self.model) as traced:
                 reply = await self._retrier.run(partial(self._attempt, messages, schema), self._breaker.check)
                 traced.note(attempts=reply.attempts, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
         except CircuitOpen as open_:
-            raise self._not_asked(open_) from None
+            raise JudgeUnavailable(f"Not asked, as {open_.failures} requests failed in a row. The last: {open_.reason}") from None
         except CallFailed as failed:
             raise self._settled(failed) from None
         # cancelled: this says nothing about the judge, so the breaker only frees the probe
@@ -295,6 +291,3 @@ class JudgeClient:
         if failed.rejects_format:
             return "See that JUDGE_MODEL names a chat model; sending the same request again cures nothing."
         return "Set JUDGE_MODEL to a model that is there, or JUDGE_BASE_URL to the address that ends before /chat/completions."
-
-    def _not_asked(self, open_: CircuitOpen) -> JudgeUnavailable:
-        return JudgeUnavailable(f"Not asked, as {open_.failures} requests failed in a row. The last: {open_.reason}")

@@ -14,7 +14,7 @@ import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, groupby
 from statistics import fmean
 from typing import Any
 
@@ -34,7 +34,7 @@ _NOTHING = 1e-9  # sums of the same scores differ in the last bits
 DECIMALS = 9  # of a score, for the same reason
 
 Orders = Sequence[Mapping[str, float]]  # score by agent in each order
-Marks = Mapping[str, Mapping[Part, float]]  # score by agent and part
+Marks = Mapping[tuple[Part, str], float]  # score by part and agent
 
 
 @dataclass(frozen=True)
@@ -248,10 +248,7 @@ def without_agents(group: GroupScores, dropped: Collection[str]) -> GroupScores:
     remaining = {score.agent_id: (score.score, score.reasoning) for score in group.scores if score.agent_id not in dropped}
     if len(remaining) == group.group_size or not remaining:
         return group
-    marks: dict[str, dict[Part, float]] = {}
-    for part in group.parts:
-        if part.agent_id in remaining:
-            marks.setdefault(part.agent_id, {})[Part(part.start_minute, part.end_minute)] = part.score
+    marks = {(Part(one.start_minute, one.end_minute), one.agent_id): one.score for one in group.parts if one.agent_id in remaining}
     rest = group_scores(group.window, group.judge, group.judge_version, remaining, group.input_version, marks)
     # the judge's own numbers stay; only the comparison within the group changes
     before = {score.agent_id: score for score in group.scores}
@@ -309,14 +306,11 @@ def group_scores(
 
 def part_scores(marks: Marks) -> tuple[PartScore, ...]:
     """Scores of parts with advantages on the fixed scale, in order of time and agent. A part without spread has advantages of 0."""
-    scores: dict[Part, dict[str, float]] = {}
-    for agent_id, own in sorted(marks.items()):
-        for part, score in own.items():
-            scores.setdefault(part, {})[agent_id] = score
     found = []
-    for part, group in sorted(scores.items()):
-        mean, spread = _moments(list(group.values()))
-        for agent_id, score in group.items():
+    for part, of_part in groupby(sorted(marks.items()), key=lambda mark: mark[0][0]):
+        scores = {agent_id: score for (_, agent_id), score in of_part}
+        mean, spread = _moments(list(scores.values()))
+        for agent_id, score in scores.items():
             advantage = (score - mean) / ADVANTAGE_SCALE if spread >= NO_SPREAD else 0.0
             found.append(PartScore(agent_id, part.start, part.end, score, advantage))
     return tuple(found)

@@ -364,7 +364,8 @@ class _ScoringRun:
             self.scored.notes += judge.budget.notes
 
     async def _groups(self, store: JudgeStore, windows: Sequence[str]) -> AsyncIterator[RenderedGroup]:
-        for chunk in await store.run(_chunks, windows):
+        read = await store.run(reading_chunks, windows)
+        for chunk in (some for hours in read for some in in_parts(hours, HOURS_PLANNED_AT_ONCE)):
             plan: ScoringPlan = await store.run(plan_hours, chunk, self.settings, self.secret, force=self.force, stale=self.stale)
             self.scored.update(plan.unchanged)
             self.scored.quarantined |= plan.quarantined
@@ -395,10 +396,6 @@ class _ScoringRun:
         self.done += hours
         if hours:
             self.on_progress("judging", self.done, self.total)
-
-
-def _chunks(connection: Connection, windows: Sequence[str]) -> list[list[str]]:
-    return [some for chunk in reading_chunks(connection, windows) for some in in_parts(chunk, HOURS_PLANNED_AT_ONCE)]
 
 
 def finish_hour(

@@ -117,14 +117,13 @@ def read_verdicts(text: str, request: JudgeRequest) -> dict[str, EpisodeVerdict]
     return verdicts
 
 
-def _marks(outcome: ScoredGroup) -> dict[str, dict[Part, float]]:
-    """Mark of each agent and part, the mean over the orders; empty where the hour was judged as a whole."""
-    marks: dict[str, dict[Part, float]] = {}
+def _marks(outcome: ScoredGroup) -> dict[tuple[Part, str], float]:
+    """Mark of each part and agent, the mean over the orders; empty where the hour was judged as a whole."""
+    marks = {}
     for episode in outcome.group.episodes:
         orders = [order.verdicts[episode.agent_id].marks for order in outcome.orders]
         for own, given in zip(episode.acted, zip(*orders, strict=True), strict=True):
-            mean = round(fmean(given), DECIMALS)
-            marks.setdefault(episode.agent_id, {})[outcome.group.parts[own.place]] = mean
+            marks[outcome.group.parts[own.place], episode.agent_id] = round(fmean(given), DECIMALS)
     return marks
 
 

@@ -9,8 +9,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from babylon_rl.episodes.decode import Decoded, Fault, Step
 from babylon_rl.episodes.reading import stream_trajectories
@@ -44,21 +45,6 @@ ROWS_AT_ONCE = 10_000  # trajectories whose actions are held before they are wri
 _NAMED_HIDDEN = re.compile(r"\bhidden\b", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class HourSecrets:
-    """Facts of an hour that its texts must not hold in raw form: questions without an answer in it, and gameKnowledge.
-
-    ``knowledge`` has the texts and the numbers by which each trajectory's own would be recognised.
-    """
-
-    hour: LeakContext = field(default_factory=LeakContext)
-    knowledge: Mapping[str, tuple[tuple[str, ...], frozenset[str]]] = field(default_factory=dict)
-
-    def of(self, trajectory_id: str) -> LeakContext:
-        own = self.knowledge.get(trajectory_id)
-        return self.hour if own is None else replace(self.hour, knowledge=own[0], numbers=own[1])
-
-
 def sync_hindsight(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, HourHindsight]:
     """Update the stored hindsight of some hours; equal content is not written.
 
@@ -81,26 +67,23 @@ def sync_hindsight(connection: Connection, windows: Iterable[str], settings: Set
     return hindsights
 
 
-def hour_secrets(connection: Connection, outcomes: WindowOutcomes, trajectory_ids: Sequence[str]) -> HourSecrets:
-    """Secrets of an hour's texts, gameKnowledge of some trajectories included."""
+def hour_secrets(connection: Connection, outcomes: WindowOutcomes, trajectory_ids: Sequence[str]) -> dict[str, LeakContext]:
+    """Secrets of the texts of some trajectories of an hour, by id: its open questions, and each one's own gameKnowledge."""
     answers = hidden_answers(connection, [question.market_id for question in outcomes.predictions])
-    return HourSecrets(_secrets(outcomes, answers), _knowledge(connection, trajectory_ids, {outcomes.window: outcomes}))
+    hour, knowledge = _secrets(outcomes, answers), _knowledge(connection, trajectory_ids, [outcomes])
+    return {trajectory_id: replace(hour, **knowledge.get(trajectory_id, {})) for trajectory_id in trajectory_ids}
 
 
-def _knowledge(
-    connection: Connection, trajectory_ids: Sequence[str], markets: Mapping[str, WindowOutcomes]
-) -> dict[str, tuple[tuple[str, ...], frozenset[str]]]:
-    """Secret texts and numbers of each trajectory's gameKnowledge."""
-    if not trajectory_ids:
-        return {}
+def _knowledge(connection: Connection, trajectory_ids: Sequence[str], markets: Iterable[WindowOutcomes]) -> dict[str, dict[str, Any]]:
+    """Secret texts and numbers of each trajectory's gameKnowledge, as fields of its ``LeakContext``; absent without any."""
     # a value that every agent could read in the market proves no leak
-    public = _public(markets.values())
+    public = _public(markets)
     secrets = {}
     for trajectory_id, metadata in recorded_knowledge(connection, trajectory_ids):
         known = game_knowledge(metadata)
         needles, numbers = tuple(text for text in knowledge_needles(known) if text not in public), knowledge_numbers(known) - public
         if needles or numbers:
-            secrets[trajectory_id] = (needles, numbers)
+            secrets[trajectory_id] = {"knowledge": needles, "numbers": numbers}
     return secrets
 
 
@@ -135,13 +118,14 @@ def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: T
         if not isinstance(decoded, Fault):
             actions[row.window].extend(_actions(row, decoded.completed, targets, named[row.window]))
 
-    knowledge = _knowledge(connection, trajectories_read(connection, windows), markets)
+    knowledge = _knowledge(connection, trajectories_read(connection, windows), markets.values())
     answers = hidden_answers(connection, sorted({question.market_id for market in markets.values() for question in market.predictions}))
-    secrets = {window: HourSecrets(_secrets(market, answers), knowledge) for window, market in markets.items()}
+    secrets = {window: _secrets(market, answers) for window, market in markets.items()}
     looked_at: Counter[str] = Counter()
     for trajectory in stream_trajectories(connection, windows, settings, label):
         looked_at[trajectory.window] += len(trajectory.sequences)
-        leaks[trajectory.window].extend(_stored_leaks(trajectory, secrets[trajectory.window]))
+        context = replace(secrets[trajectory.window], **knowledge.get(trajectory.trajectory_id, {}))
+        leaks[trajectory.window].extend(_stored_leaks(trajectory, context))
     return [StoredHour(window, looked_at[window], actions[window], leaks[window]) for window in markets]
 
 
@@ -160,8 +144,7 @@ def _actions(row: TrajectoryRow, steps: Sequence[Step], targets: Targets, market
             )  # fmt: skip
 
 
-def _stored_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[StoredLeak]:
-    context = secrets.of(trajectory.trajectory_id)
+def _stored_leaks(trajectory: Trajectory, context: LeakContext) -> Iterator[StoredLeak]:
     for place, sequence in enumerate(trajectory.sequences):
         first: dict[str, Leak] = {}
         for leak in find_leaks(sequence.messages, sequence.response, context):

@@ -17,7 +17,7 @@ from datetime import datetime
 from msgspec.structs import replace as changed
 
 from babylon_rl.judge.consensus import ScoringResult, group_scores
-from babylon_rl.judge.parts import hour_parts, part_results
+from babylon_rl.judge.parts import Part, hour_parts, part_results
 from babylon_rl.judge.plan import PlannedHour, plan_hours, rules_version
 from babylon_rl.judge.prompt.templates import HEURISTIC_BY_PART, judge_version
 from babylon_rl.progress import Progress, no_progress
@@ -52,11 +52,11 @@ def heuristic_part_score(pnl_usd: float, wins: int, losses: int) -> float:
 def judge_by_part(hour: HourEpisodes, version: str) -> GroupScores:
     """Score a group by the heuristic: each agent in each part in which it acted, and the hour by the mean of these."""
     parts = hour_parts(hour.usable_episodes)
-    scores, marks = {}, {}
+    scores, marks = {}, dict[tuple[Part, str], float]()
     for episode in hour.usable_episodes:
-        own = {part: heuristic_part_score(*result) for part, result in part_results(episode, parts).items()}
+        own = {(part, episode.agent_id): heuristic_part_score(*result) for part, result in part_results(episode, parts).items()}
         score = math.fsum(own.values()) / len(own)
-        marks[episode.agent_id] = own
+        marks |= own
         scores[episode.agent_id] = score, _reasoning(f", mean of {len(own)} part{'' if len(own) == 1 else 's'} of the hour", episode, score)
     return group_scores(hour.window, HEURISTIC, HEURISTIC_BY_PART, scores, version, marks)
 

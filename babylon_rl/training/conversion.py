@@ -21,8 +21,8 @@ from babylon_rl.episodes.reading import by_rows, trajectories_with_texts
 from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.files.spill import Place, Spill, Spilled
 from babylon_rl.judge.answer_groups import without_answers
-from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
-from babylon_rl.judge.leakage import find_leaks
+from babylon_rl.judge.hindsight import hour_secrets
+from babylon_rl.judge.leakage import LeakContext, find_leaks
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import JudgeSettings, Settings, TrainingSettings
 from babylon_rl.store.answer_groups import Answers, read_replayed
@@ -140,7 +140,7 @@ def refuse_empty(conversion: Conversion, batch_id: str) -> None:
 
 def _trains(
     call: ServedSequence,
-    secrets: HourSecrets,
+    secrets: Mapping[str, LeakContext],
     settings: TrainingSettings,
     versions: Sequence[str],
     left_out: Counter[str],
@@ -152,7 +152,7 @@ def _trains(
     if is_cut(call.finish_reason):
         left_out[CUT] += 1
         return False
-    if find_leaks(call.messages, call.response, secrets.of(call.trajectory_id)):
+    if find_leaks(call.messages, call.response, secrets[call.trajectory_id]):
         left_out[LEAK] += 1
         return False
     age = versions.index(call.model_version) if call.model_version in versions else None

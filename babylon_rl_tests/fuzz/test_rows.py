@@ -21,7 +21,7 @@ from babylon_rl.episodes.trajectories import (
     with_logs,
 )
 from babylon_rl.judge.prompt.injection import escaped, find_flags
-from babylon_rl.judge.prompt.privacy import NameReplacer, PrivateFields
+from babylon_rl.judge.prompt.privacy import PrivateFields, name_replacer
 from babylon_rl.judge.prompt.render import _recorded, keys_and_texts, render_steps
 from babylon_rl.judge.prompt.request import condense, in_full
 from babylon_rl.market.correctness import intent
@@ -70,7 +70,7 @@ def check_rendering(steps: Sequence[Step]) -> None:
     recorded = _recorded(steps, [step.llm_calls or () for step in steps], [0] * len(steps), {})
     keys_and_texts(recorded)
     for private in (PrivateFields(), PrivateFields(dict.fromkeys(("parameters", "result", "posts", "state", "user_prompt"), "hash"), b"s")):
-        rendered = render_steps(recorded, NameReplacer("a0", {"a1": ("Ann",)}, {}, ()), private)
+        rendered = render_steps(recorded, name_replacer("a0", {"a1": ("Ann",)}, {}, ()), private)
         whole = in_full(rendered, len)
         for one in (whole, condense(whole, rendered, whole.tokens // 2, len), condense(whole, rendered, 10, len)):
             assert all(flag.kind for flag in find_flags(one.text, "a0"))

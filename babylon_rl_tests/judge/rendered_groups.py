@@ -20,7 +20,8 @@ def make_group(
 ) -> RenderedGroup:
     """The group of agents whose episodes read like this, each with a P&L of its place in dollars."""
     episodes = tuple(
-        RenderedEpisode(agent, text, len(text) // 4, 0, flags, float(place), 6) for place, (agent, text) in enumerate(sorted(texts.items()))
+        RenderedEpisode(text, len(text) // 4, agent_id=agent, flags=flags, pnl=float(place), steps=6)
+        for place, (agent, text) in enumerate(sorted(texts.items()))
     )
     version = content_version([WINDOW, context, common, [[agent, text.encode("utf-8", "replace").hex()] for agent, text in texts.items()]])
     return RenderedGroup(WINDOW, context, common, episodes, version, most)

@@ -29,7 +29,7 @@ SECRET = b"s" * 32
 
 def group(window: str = "2025-11-15T10:00", agents: int = 5) -> RenderedGroup:
     """The agent a<n> earned 100 * n dollars."""
-    episodes = [RenderedEpisode(f"a{n}", f"I traded {n} times in {window}.", 10, 0, (), 100.0 * n, 5) for n in range(agents)]
+    episodes = [RenderedEpisode(f"I traded {n} times in {window}.", 10, agent_id=f"a{n}", pnl=100.0 * n, steps=5) for n in range(agents)]
     return RenderedGroup(window, ("The market moved.",), "", tuple(episodes), f"version of {window}, {agents}")
 
 

@@ -253,12 +253,12 @@ def test_simulated_agents_see_nothing_that_they_should_not(database: Database, s
 def test_an_hours_secrets_are_the_questions_still_open_at_its_end(sample_database: Database, settings: Settings) -> None:
     window = "2025-10-29T14:00"
     with sample_database.connect() as connection:
-        secrets = hour_secrets(connection, read_outcomes(connection, window, settings), [])
         calls = [
             call for episode in read_windows(connection, [window], settings, texts=True)[window].episodes for call in episode.sequences
         ]
-    assert secrets.hour.question_numbers >= set(range(1, 17))
-    assert calls and not any(find_leaks(call.messages, call.response, secrets.of(call.trajectory_id)) for call in calls)
+        secrets = hour_secrets(connection, read_outcomes(connection, window, settings), [call.trajectory_id for call in calls])
+    assert calls and all(secret.question_numbers >= set(range(1, 17)) for secret in secrets.values())
+    assert not any(find_leaks(call.messages, call.response, secrets[call.trajectory_id]) for call in calls)
 
 
 def test_the_hash_of_a_full_hour_is_made_row_by_row() -> None:

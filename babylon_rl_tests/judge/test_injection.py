@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.prompt.injection import MASK, MOST_CHARACTERS, bounded, escaped, find_flags, flat, masked
-from babylon_rl.judge.prompt.privacy import NameReplacer, private_fields
+from babylon_rl.judge.prompt.privacy import name_replacer, private_fields
 from babylon_rl.judge.prompt.render import read_transcripts, render_groups, render_steps
 from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.market.spawn import SpawnRequest, spawn
@@ -174,7 +174,7 @@ def test_no_text_of_the_recorded_game_is_flagged(sample_database: Database, sett
         ids = [str(row[0]) for row in connection.execute('SELECT "trajectoryId" FROM trajectories')]
         for steps in read_transcripts(connection, ids).values():
             looked_at += 1
-            shown = render_steps(steps, NameReplacer("", {}, {}), private_fields(settings))
+            shown = render_steps(steps, name_replacer("", {}, {}), private_fields(settings))
             assert not any(find_flags(text, "x") for step in shown for text in (*step.seen, *step.words, step.action))
         posts = connection.execute("""SELECT content FROM "Post" UNION SELECT description FROM "WorldEvent" """)
         assert [post for (post,) in posts if find_flags(str(post), "x")] == []

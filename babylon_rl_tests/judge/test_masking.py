@@ -53,7 +53,7 @@ def traders(count: int, said: Mapping[int, str]) -> RenderedGroup:
         f"1. (balance 1000) said {said.get(n, f'The tape looks weak to {n}.')}\n did HOLD\n2. said I wait once more.\n did SELL size=3"
         for n in range(count)
     ]
-    episodes = [RenderedEpisode(f"a{n}", text, 40, 0, (), 100.0 * (n - 1), 2) for n, text in enumerate(texts)]
+    episodes = [RenderedEpisode(text, 40, agent_id=f"a{n}", pnl=100.0 * (n - 1), steps=2) for n, text in enumerate(texts)]
     return with_flags(RenderedGroup(WINDOW, ("Prices moved.",), "", tuple(episodes), content_version(texts)))
 
 

@@ -114,8 +114,8 @@ def test_the_heuristic_scores_each_part_and_the_hour_by_the_mean() -> None:
 
 
 def test_a_part_without_spread_has_no_advantage_and_an_hour_trains_if_any_part_differs() -> None:
-    flat = {"a": {FIVE[0]: 0.5, FIVE[1]: 0.5}, "b": {FIVE[0]: 0.5, FIVE[1]: 0.5}}
-    differs = {"a": {FIVE[0]: 0.6, FIVE[1]: 0.4}, "b": {FIVE[0]: 0.4, FIVE[1]: 0.6}}
+    flat = {(part, agent): 0.5 for part in FIVE[:2] for agent in "ab"}
+    differs = {(FIVE[0], "a"): 0.6, (FIVE[1], "a"): 0.4, (FIVE[0], "b"): 0.4, (FIVE[1], "b"): 0.6}
     scores = {"a": (0.5, ""), "b": (0.5, "")}
     assert [part.advantage for part in part_scores(flat)] == [0.0] * 4
     assert not group_scores(WINDOW, "j", "1", scores, "v", flat).has_spread
@@ -123,7 +123,7 @@ def test_a_part_without_spread_has_no_advantage_and_an_hour_trains_if_any_part_d
 
 
 def test_the_advantages_of_parts_are_those_of_the_agents_that_remain() -> None:
-    marks = {agent: {FIVE[0]: score} for agent, score in (("a", 0.2), ("b", 0.4), ("c", 0.9))}
-    whole = group_scores(WINDOW, "j", "1", {agent: (own[FIVE[0]], "") for agent, own in marks.items()}, "v", marks)
+    marks = {(FIVE[0], agent): score for agent, score in (("a", 0.2), ("b", 0.4), ("c", 0.9))}
+    whole = group_scores(WINDOW, "j", "1", {agent: (score, "") for (_, agent), score in marks.items()}, "v", marks)
     rest = without_agents(whole, {"c"})
     assert [(part.agent_id, part.advantage) for part in rest.parts] == [("a", pytest.approx(-0.1 / 0.12)), ("b", pytest.approx(0.1 / 0.12))]

@@ -17,7 +17,7 @@ GROUP = RenderedGroup(
     "2025-11-15T08:00",
     ("Stocks over the hour, dollars at its start and its end: OPENLIE 100 120 +20.00% BULLISH.",),
     "",
-    tuple(RenderedEpisode(agent, text, len(text) // 4, 0, (), _PNL[agent], 1) for agent, text in sorted(_TEXTS.items())),
+    tuple(RenderedEpisode(text, len(text) // 4, agent_id=agent, pnl=_PNL[agent], steps=1) for agent, text in sorted(_TEXTS.items())),
     "two toy episodes",
 )
 

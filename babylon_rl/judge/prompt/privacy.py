@@ -9,7 +9,7 @@ import functools
 import hashlib
 import hmac
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -145,48 +145,40 @@ class HourVocabulary:
         return {name for name in self._names if name.casefold() not in self._free}
 
 
-class NameReplacer:
-    """Replaces agents' names by ``[this agent]`` and ``[another agent]``, and questions by short names.
+def name_replacer(
+    agent_id: str, names: Mapping[str, Sequence[str]], aliases: Mapping[str, str], words: Collection[str] = frozenset()
+) -> Callable[[str], str]:
+    """A function that replaces agents' names by ``[this agent]`` and ``[another agent]``, and questions by short names; it caches.
 
     ``names`` are each agent's, its id among them; those in ``words`` are replaced at marked places only. ``aliases`` are questions' ids
     and texts with their short names.
     """
+    replacements: dict[str, tuple[str, bool]] = {}
+    for is_id in (False, True):  # an id is the agent's whose it is, and a name that two agents have is one's own
+        for agent in sorted(names, key=lambda agent: (agent == agent_id, agent)):
+            short = THIS_AGENT if agent == agent_id else ANOTHER_AGENT
+            own = [name for name in names[agent] if name and (name == agent) == is_id]
+            replacements |= {name.casefold(): (short, name in words) for name in own}
+    replacements |= {name.casefold(): (short, False) for name, short in aliases.items() if name}
+    # longest first, or a name inside a longer one would split that
+    ordered = sorted(replacements, key=lambda small: (-len(small), small))
+    # A name stands in a text only where its first word does.
+    by_word: dict[str, list[int]] = {}
+    for place, small in enumerate(ordered):
+        word = _WORD.match(small)
+        by_word.setdefault(word[0] if word else "", []).append(place)
 
-    def __init__(
-        self, agent_id: str, names: Mapping[str, Sequence[str]], aliases: Mapping[str, str], words: Collection[str] = frozenset()
-    ) -> None:
-        replacements: dict[str, tuple[str, bool]] = {}
-        for is_id in (False, True):  # an id is the agent's whose it is, and a name that two agents have is one's own
-            for agent in sorted(names, key=lambda agent: (agent == agent_id, agent)):
-                short = THIS_AGENT if agent == agent_id else ANOTHER_AGENT
-                own = [name for name in names[agent] if name and (name == agent) == is_id]
-                replacements |= {name.casefold(): (short, name in words) for name in own}
-        replacements |= {name.casefold(): (short, False) for name, short in aliases.items() if name}
-        # longest first, or a name inside a longer one would split that
-        ordered = sorted(replacements, key=lambda small: (-len(small), small))
-        self._names = [(small, *replacements[small]) for small in ordered]
-        # A name stands in a text only where its first word does.
-        self._by_word: dict[str, list[int]] = {}
-        for place, (small, _, _) in enumerate(self._names):
-            word = _WORD.match(small)
-            self._by_word.setdefault(word[0] if word else "", []).append(place)
-        self._known: dict[str, str] = {}
-
-    def __call__(self, text: str) -> str:
-        """The text with all names replaced; results are cached."""
-        renamed = self._known.get(text)
-        if renamed is None:
-            renamed = self._known[text] = self._renamed(text)
-        return renamed
-
-    def _renamed(self, text: str) -> str:
+    @functools.cache
+    def renamed(text: str) -> str:
         folded = text.casefold()
-        words = self._by_word.keys() & {"", *_WORD.findall(folded)}
-        for place in sorted(place for word in words for place in self._by_word[word]):
-            small, short, marked = self._names[place]
+        known = by_word.keys() & {"", *_WORD.findall(folded)}
+        for small in (ordered[place] for place in sorted(place for word in known for place in by_word[word])):
             if small in folded:
+                short, marked = replacements[small]
                 text = _at_marks(small).sub(rf"\g<mark>{short}", text) if marked else _whole(small).sub(short, text)
         return text
+
+    return renamed
 
 
 @functools.lru_cache(maxsize=4096)

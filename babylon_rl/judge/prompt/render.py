@@ -25,7 +25,7 @@ from babylon_rl.judge.plan import REQUEST_TOKENS
 from babylon_rl.judge.prompt import templates
 from babylon_rl.judge.prompt.forms import with_flags
 from babylon_rl.judge.prompt.injection import bounded, escaped, flat
-from babylon_rl.judge.prompt.privacy import LEAST_NAME, HourVocabulary, NameReplacer, PrivateFields, private_fields
+from babylon_rl.judge.prompt.privacy import LEAST_NAME, HourVocabulary, PrivateFields, name_replacer, private_fields
 from babylon_rl.judge.prompt.request import (
     CONTEXT_SHARE,
     LEAST_TOKENS,
@@ -383,7 +383,7 @@ def _written(
     aliases = templates.question_names(outcomes) if private.allows("market") else {}
     kept = Spill[list[StepText]](settings.home)
     rendered = (
-        render_steps(steps, NameReplacer(episode.agent_id, names, aliases, words), private)
+        render_steps(steps, name_replacer(episode.agent_id, names, aliases, words), private)
         for episode, steps in zip(episodes, recorded, strict=True)
     )
     own = Spilled(kept, kept.write(rendered))

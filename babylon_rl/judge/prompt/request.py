@@ -281,24 +281,18 @@ class ActedPart(NamedTuple):
     pnl: float | None
 
 
-@dataclass(frozen=True)
-class RenderedEpisode:
-    """Rendered episode: raw ``text`` of ``tokens`` tokens without ``left_out`` steps.
+@dataclass(frozen=True, kw_only=True)
+class RenderedEpisode(Condensed):
+    """Rendered episode of an agent, its text raw.
 
     ``pnl`` is its window P&L in dollars (None where that is private) in ``steps`` steps; ``flags`` are suspicions in its own words and in
-    what it alone was served. ``shortened`` counts the steps, and ``decisions_shortened`` the trades among them, that are not shown in full.
-    ``acted`` are its parts, where parts are judged.
+    what it alone was served. ``acted`` are its parts, where parts are judged.
     """
 
     agent_id: str
-    text: str
-    tokens: int
-    left_out: int
     flags: tuple[Flag, ...] = ()
     pnl: float | None = None
     steps: int = 0
-    shortened: int = 0
-    decisions_shortened: int = 0
     acted: tuple[ActedPart, ...] = ()
 
 

@@ -4,7 +4,7 @@ Groups are the independent draws, episodes are not. Only small sums of each grou
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -42,8 +42,9 @@ class Estimate:
         return {name: self.value, "low": self.low, "high": self.high, "groups": self.groups, **others}
 
 
-def mean_estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean of one value (-1..1) per group, with Student's interval; None without values. The interval is clipped to -1..1."""
+def mean_estimate(by_group: Iterable[float | None]) -> Estimate | None:
+    """Mean of one value (-1..1) per group that has one, with Student's interval clipped to -1..1; None without values."""
+    values = [value for value in by_group if value is not None]
     if not values:
         return None
     mean = fmean(values)
@@ -232,7 +233,7 @@ class GroupSums:
 
 def bin_estimates(bins: Bins) -> list[tuple[float, Estimate]]:
     """Mean place (0..1) and estimate of each bin that is not empty."""
-    estimates = [(pairs, mean_estimate([value for _, value in pairs])) for pairs in bins]
+    estimates = [(pairs, mean_estimate(value for _, value in pairs)) for pairs in bins]
     return [(fmean(place for place, _ in pairs), estimate) for pairs, estimate in estimates if estimate is not None]
 
 

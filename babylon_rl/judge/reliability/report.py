@@ -130,13 +130,13 @@ def reliability_report(
         pending=pending,
         orders=fmean(sums.orders) if fewest else None,
         further_orders=sum(orders > fewest for orders in sums.orders),
-        self_difference=mean_estimate([point.disagreement for point in sums.hours if point.disagreement is not None]),
-        self_tau=mean_estimate([point.tau for point in sums.hours if point.tau is not None]),
+        self_difference=mean_estimate(point.disagreement for point in sums.hours),
+        self_tau=mean_estimate(point.tau for point in sums.hours),
         position_slope=slope,
         position_left=None if slope is None else abs(slope.value) * math.sqrt(fmean(sums.mean_places)),
         length_correlation=length_correlation(sums.lengths),
         length_points=length_points(sums.lengths),
-        pnl_correlation=mean_estimate([point.pnl_correlation for point in sums.hours if point.pnl_correlation is not None]),
+        pnl_correlation=mean_estimate(point.pnl_correlation for point in sums.hours),
         audit=_audit(connection, about, [hour.window for hour in hours], settings.judge_audit_model),
         paid=store.paid(connection, store.BY_JUDGE, first, end),
         in_use=sum(hour.answers for hour in hours),
@@ -151,7 +151,7 @@ def _audit(connection: Connection, judge: str, windows: Sequence[str], audit_mod
     if audit_model is None or audit_model == judge:
         return None
     answered = store.answered_windows(connection, audit_model, windows)
-    ranks, taus, differences = list[float](), list[float](), list[float]()
+    ranks, taus, differences = list[float | None](), list[float | None](), list[float]()
     for some in in_parts(answered, HOURS_AT_ONCE):
         theirs = store.answered_scores(connection, audit_model, some)
         for window, group in scores.read(connection, some).items():
@@ -162,9 +162,8 @@ def _audit(connection: Connection, judge: str, windows: Sequence[str], audit_mod
                 continue
             agents = sorted(ours)
             differences.append(math.fsum(abs(ours[agent] - second[agent]) for agent in agents) / len(agents))
-            rank, tau = spearman([ours[agent] for agent in agents], [second[agent] for agent in agents]), kendall_tau(ours, second)
-            ranks += [] if rank is None else [rank]
-            taus += [] if tau is None else [tau]
+            ranks.append(spearman([ours[agent] for agent in agents], [second[agent] for agent in agents]))
+            taus.append(kendall_tau(ours, second))
     return AuditAgreement(audit_model, mean_estimate(ranks), mean_estimate(taus), mean_estimate(differences), len(differences))
 
 

@@ -5,7 +5,7 @@ and recorded gameKnowledge are used for this check only.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -14,8 +14,8 @@ import psycopg
 from babylon_rl.chats import is_cut
 from babylon_rl.episodes.reading import by_rows, group_version, read_window, trajectories_with_texts
 from babylon_rl.errors import UsageError
-from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
-from babylon_rl.judge.leakage import find_leaks
+from babylon_rl.judge.hindsight import hour_secrets
+from babylon_rl.judge.leakage import LeakContext, find_leaks
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.outcomes import WindowOutcomes, read_outcomes
 from babylon_rl.settings import Settings
@@ -194,12 +194,14 @@ def _reason(episode: Episode, group: GroupScores | None, scored: bool, set_aside
     return None
 
 
-def _served(calls: Sequence[ServedSequence], secrets: HourSecrets, selection: Selection, left_out: Counter[str]) -> list[ServedSequence]:
+def _served(
+    calls: Sequence[ServedSequence], secrets: Mapping[str, LeakContext], selection: Selection, left_out: Counter[str]
+) -> list[ServedSequence]:
     exported = []
     for call in calls:
         if not is_storable(call):
             left_out[UNSTORABLE] += 1
-        elif find_leaks(call.messages, call.response, secrets.of(call.trajectory_id)):
+        elif find_leaks(call.messages, call.response, secrets[call.trajectory_id]):
             left_out[LEAK] += 1
         elif selection.only_trainable and not call.response.strip():
             left_out[EMPTY] += 1
