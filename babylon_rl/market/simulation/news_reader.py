@@ -2,9 +2,11 @@
 
 It holds the model's own rates: how often a report and a rumour are true, how far they move their market and for how long, how often a
 post comes from knowledge. From these it takes the probability that an event moves its market up, by Bayes' rule over the event's
-text and the posts about it, and from that the dollars that an order can be expected to bring. ``NewsReader`` chooses the best order
+text and the posts about it, and from that the dollars that an order can be expected to bring. ``Forecaster`` chooses the best order
 for one tick; ``NewsTrader`` holds positions. Trends, reversion to a fundamental and funding are left out: nothing that is told shows them.
 """
+
+from collections.abc import Callable
 
 import msgspec
 
@@ -95,7 +97,7 @@ class Prospect(msgspec.Struct, frozen=True, order=True):
     direction: int
 
 
-def prospects(seen: Observation, moves: dict[str, float], usd: float, question_usd: float, model: MarketModel) -> list[Prospect]:
+def prospects(seen: Observation, moves: dict[str, float], usd: float, model: MarketModel) -> list[Prospect]:
     """Expected gain of an order in each market that is expected to move. In dollars with leverage, closing included."""
     found = []
     for stock in seen.stocks:
@@ -105,26 +107,25 @@ def prospects(seen: Observation, moves: dict[str, float], usd: float, question_u
     for question in seen.questions:
         if move := moves.get(question.market):
             direction = 1 if move > 0.0 else -1
-            profit = question_profit(direction, question_usd, question.yes, move, model.fee, model.pool_shares)
+            profit = question_profit(direction, usd * QUESTION_STAKE, question.yes, move, model.fee, model.pool_shares)
             found.append(Prospect(profit, question.market, direction))
     return found
 
 
-class NewsReader:
-    """A ``Strategy``: the order with the largest expected profit over one tick. Hold where none is above 0."""
+class Forecaster:
+    """A ``Strategy``: the order with the largest expected profit over one tick. Hold where none is above 0.
 
-    name = "news-reader"
+    ``moves`` are those of log prices and log-odds that it expects of the next tick, by market.
+    """
 
-    def __init__(self, model: MarketModel, stake_usd: float = STAKE_USD) -> None:
+    def __init__(self, name: str, moves: Callable[[Observation], dict[str, float]], model: MarketModel, stake_usd: float) -> None:
+        self.name = name
+        self._moves = moves
         self._model = model
-        self._beliefs = Beliefs(model)
         self._stake_usd = stake_usd
 
     def choose(self, seen: Observation) -> Choice:
-        moves = self._beliefs.moves(seen, horizon_ticks=1)
-        if not moves:
-            return HOLDING
-        best = max(prospects(seen, moves, self._stake_usd, self._stake_usd * QUESTION_STAKE, self._model), default=None)
+        best = max(prospects(seen, self._moves(seen), self._stake_usd, self._model), default=None)
         return choose(best.direction, best.market) if best is not None and best.usd > 0.0 else HOLDING
 
 
@@ -150,7 +151,7 @@ class NewsTrader:
         best = None
         if moves and seen.balance > 1.05 * self._stake_usd / self._leverage:
             held = {position.market: position.direction for position in seen.positions}
-            orders = prospects(seen, moves, self._stake_usd, self._stake_usd * QUESTION_STAKE, self._model)
+            orders = prospects(seen, moves, self._stake_usd, self._model)
             best = max((one for one in orders if held.get(one.market, one.direction) == one.direction), default=None)
         expected = max(0.0, best.usd) if best is not None else 0.0
         for position in seen.positions:

@@ -1,26 +1,15 @@
 """Agents that know the scenario to its end: perfect foresight under the same money, fees and market depth.
 
-``Oracle`` chooses for one tick at a time, exactly. ``SwingOracle`` holds positions: it rides every swing of a market that is larger
-than what entering and leaving cost, found by dynamic programming over long, flat and short. It ignores other agents and funding.
+With ``coming_moves`` a `Forecaster` chooses for one tick at a time, exactly. ``SwingOracle`` holds positions: it rides every swing of a
+market that is larger than what entering and leaving cost, found by dynamic programming over long, flat and short. It ignores other agents
+and funding.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 from babylon_rl.market.simulation.actions import Action
-from babylon_rl.market.simulation.agents import (
-    FREE,
-    HOLDING,
-    QUESTION_STAKE,
-    STAKE_USD,
-    Choice,
-    Mandate,
-    choose,
-    closing,
-    order,
-    question_profit,
-    stock_profit,
-)
+from babylon_rl.market.simulation.agents import FREE, QUESTION_STAKE, STAKE_USD, Mandate, choose, closing, order
 from babylon_rl.market.simulation.arithmetic import log
 from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.observation import Observation
@@ -30,32 +19,18 @@ from babylon_rl.market.simulation.scenario import Question, Scenario
 _NEVER = -1e9
 
 
-class Oracle:
-    """A ``Strategy``: the order that brings most over the next tick, else hold."""
-
-    name = "oracle"
-
-    def __init__(self, scenario: Scenario, model: MarketModel, stake_usd: float = STAKE_USD) -> None:
-        self._scenario = scenario
-        self._model = model
-        self._stake_usd = stake_usd
-
-    def choose(self, seen: Observation) -> Choice:
-        tick, fee, worth = seen.tick, self._model.fee, []
-        for stock in seen.stocks:
-            prices = self._scenario.asset(stock.ticker).prices
-            move = log(prices[tick + 1] / prices[tick])
-            direction = 1 if move > 0.0 else -1
-            worth.append((stock_profit(direction, self._stake_usd, move, fee), direction, stock.ticker))
-        for quote in seen.questions:
-            question, usd = self._scenario.question(quote.market), self._stake_usd * QUESTION_STAKE
-            move = _log_odds(question.crowd[tick + 1]) - _log_odds(question.crowd[tick])
-            if question.resolve_tick == tick + 1:
-                move = 30.0 if question.answer else -30.0
-            direction = 1 if move > 0.0 else -1
-            worth.append((question_profit(direction, usd, quote.yes, move, fee, self._model.pool_shares), direction, quote.market))
-        best, direction, market = max(worth, key=lambda one: (one[0], one[2]), default=(0.0, 0, ""))
-        return choose(direction, market) if best > 0.0 else HOLDING
+def coming_moves(scenario: Scenario, seen: Observation) -> dict[str, float]:
+    """The moves of log prices and log-odds over the next tick, by market."""
+    tick, moves = seen.tick, dict[str, float]()
+    for stock in seen.stocks:
+        prices = scenario.asset(stock.ticker).prices
+        moves[stock.ticker] = log(prices[tick + 1] / prices[tick])
+    for quote in seen.questions:
+        question = scenario.question(quote.market)
+        moves[quote.market] = _log_odds(question.crowd[tick + 1]) - _log_odds(question.crowd[tick])
+        if question.resolve_tick == tick + 1:
+            moves[quote.market] = 30.0 if question.answer else -30.0
+    return moves
 
 
 class Swings:

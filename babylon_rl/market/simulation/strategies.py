@@ -6,6 +6,7 @@ fixed stake for one tick, as policies are trained to; under the free one they ho
 """
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 import msgspec
@@ -24,16 +25,15 @@ from babylon_rl.market.simulation.agents import (
     Nothing,
     OneTickTrader,
     PositionTrader,
-    Strategy,
     Style,
     choose,
 )
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.games import Game
-from babylon_rl.market.simulation.news_reader import NewsReader, NewsTrader
+from babylon_rl.market.simulation.news_reader import Beliefs, Forecaster, NewsTrader
 from babylon_rl.market.simulation.observation import Observation
-from babylon_rl.market.simulation.oracle import Oracle, SwingOracle
+from babylon_rl.market.simulation.oracle import SwingOracle, coming_moves
 from babylon_rl.market.simulation.prompt_reader import CEILINGS, PromptReader
 from babylon_rl.market.simulation.prompting import on_menu
 from babylon_rl.market.simulation.record import AgentRecord
@@ -41,7 +41,6 @@ from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
 
 STRATEGIES = ("conservative", "balanced", "aggressive", "momentum", "contrarian")
-STAKES_USD = {"conservative": 1000.0, "balanced": 1500.0, "aggressive": 2000.0, "momentum": 1500.0, "contrarian": 1500.0}
 STYLES = {
     "conservative": Style(1000.0, 1.0, 15.0, 2),
     "balanced": Style(1500.0, 1.0, 30.0, 3),
@@ -50,6 +49,7 @@ STYLES = {
     "contrarian": Style(1500.0, 2.0, 30.0, 3),
     "random": Style(STAKE_USD, 1.0, 5.0, 1),
 }
+STAKES_USD = {name: style.stake_usd for name, style in STYLES.items()}
 MOMENTUM_THRESHOLD = 2.0  # percent, or points of probability
 IMPULSE_MINUTES = 5.0
 
@@ -163,8 +163,9 @@ def factory(
         if name == "news-reader" and mandate == FREE:
             return NewsTrader(market, stake)
         if mandate == ONE_TICK:
-            known: dict[str, Strategy] = {"oracle": Oracle(scenario, market, stake), "news-reader": NewsReader(market, stake)}
-            return OneTickTrader(known[name] if name in known else Scripted(name, agent_id, seed), stake)
+            moves = {"oracle": partial(coming_moves, scenario), "news-reader": partial(Beliefs(market).moves, horizon_ticks=1)}
+            strategy = Forecaster(name, moves[name], market, stake) if name in moves else Scripted(name, agent_id, seed)
+            return OneTickTrader(strategy, stake)
         return PositionTrader(Scripted(name, agent_id, seed), msgspec.structs.replace(STYLES[name], stake_usd=stake))
 
     return make

@@ -71,4 +71,4 @@ def test_contrarian_trades_against_the_news_half_of_the_time() -> None:
 
 
 def test_every_strategy_has_a_stake() -> None:
-    assert set(STAKES_USD) == set(STRATEGIES) and min(STAKES_USD.values()) > 0
+    assert set(STAKES_USD) == {*STRATEGIES, "random"} and min(STAKES_USD.values()) > 0
