@@ -119,23 +119,26 @@ def response_format(markets: Sequence[str], tickers: Sequence[str]) -> dict[str,
     """The schema of an action over these questions and stocks, as OpenAI's ``response_format``."""
     share = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
     usd = {"type": "number", "minimum": 1}
-    forms = [_form("hold", {})]
+    forms = [form({"action": {"const": "hold"}})]
     if markets:
         one = {"market": {"enum": list(markets)}, "side": {"enum": ["yes", "no"]}}
-        forms += [_form("buy_prediction", {**one, "usd": usd}), _form("sell_prediction", {**one, "share": share})]
+        forms.append(form({"action": {"const": "buy_prediction"}, **one, "usd": usd}))
+        forms.append(form({"action": {"const": "sell_prediction"}, **one, "share": share}))
     if tickers:
         ticker = {"ticker": {"enum": list(tickers)}}
         leverage = {"type": "number", "minimum": 1, "maximum": 10.0}
-        opening = {**ticker, "side": {"enum": ["long", "short"]}, "usd": usd, "leverage": leverage}
-        forms += [_form("open_perp", opening), _form("close_perp", {**ticker, "share": share})]
-    forms.append(_form("post", {"text": {"type": "string", "minLength": 1, "maxLength": MAX_POST_CHARACTERS}}))
-    return {"type": "json_schema", "json_schema": {"name": "action", "schema": {"anyOf": forms}}}
+        sides = {"side": {"enum": ["long", "short"]}}
+        forms.append(form({"action": {"const": "open_perp"}, **ticker, **sides, "usd": usd, "leverage": leverage}))
+        forms.append(form({"action": {"const": "close_perp"}, **ticker, "share": share}))
+    forms.append(form({"action": {"const": "post"}, "text": {"type": "string", "minLength": 1, "maxLength": MAX_POST_CHARACTERS}}))
+    return any_of("action", forms)
 
 
-def _form(name: str, properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {"action": {"const": name}, **properties},
-        "required": ["action", *properties],
-        "additionalProperties": False,
-    }
+def form(properties: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an object with these properties and no others."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def any_of(name: str, forms: list[dict[str, Any]]) -> dict[str, Any]:
+    """The schema of an answer in one of some forms, as OpenAI's ``response_format``."""
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": {"anyOf": forms}}}

@@ -12,7 +12,7 @@ from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate
 
 TRADER_V1 = "trader-v1"
 TRADER_V2 = "trader-v2"
-_GRAMMARS = {ONE_TICK: "trade", FREE: "action"}
+VERSIONS = (TRADER_V1, TRADER_V2)  # of prompts
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Game:
     @property
     def grammar(self) -> str:
         """Name of the schemas of its answers; with the prompt version it names the game."""
-        return "trade-usd" if self.amounts else _GRAMMARS[self.mandate]
+        return "trade-usd" if self.amounts else "action" if self.mandate == FREE else "trade"
 
     @property
     def sized(self) -> bool:
@@ -60,9 +60,8 @@ def game_asked(mandate: Mandate, prompt: str | None = None) -> Game:
     Raises:
         MarketError: there is no such prompt, or it has no words for the mandate.
     """
-    versions = list(dict.fromkeys(game.prompt_version for game in GAMES.values()))
-    if prompt is not None and prompt not in versions:
-        raise MarketError(f"There is no prompt {prompt!r}; there are {', '.join(versions)}.")
+    if prompt is not None and prompt not in VERSIONS:
+        raise MarketError(f"There is no prompt {prompt!r}; there are {', '.join(VERSIONS)}.")
     for game in GAMES.values():
         if game.mandate == mandate and prompt in (None, game.prompt_version):
             return game

@@ -18,9 +18,19 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.market.simulation.actions import Action, BuyPrediction, Hold, Invalid, OpenPerp, encode_action, parse_action, unfenced
-from babylon_rl.market.simulation.agents import FREE, ONE_TICK, QUESTION_STAKE, STAKE_USD, Choice, Mandate, SizedChoice, order
-from babylon_rl.market.simulation.games import ONE_TICK_GAME, TRADER_V1, TRADER_V2, Game
+from babylon_rl.market.simulation.actions import (
+    Action,
+    BuyPrediction,
+    Invalid,
+    OpenPerp,
+    any_of,
+    encode_action,
+    form,
+    parse_action,
+    unfenced,
+)
+from babylon_rl.market.simulation.agents import FREE, HOLDING, ONE_TICK, QUESTION_STAKE, STAKE_USD, Choice, Mandate, SizedChoice, order
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, TRADER_V1, VERSIONS, Game
 from babylon_rl.market.simulation.ledger import Refusal
 from babylon_rl.market.simulation.observation import Heard, Observation
 from babylon_rl.market.simulation.record import HOLD, Call, Remembered
@@ -29,7 +39,10 @@ USD_STEPS = (100, 250, 500, 1000, 2500)
 LEVERAGES = (1, 2, 5)
 SHARES = (0.5, 1)
 SHOWN_CHARACTERS = 40
+POSTS_SHOWN = 2
+DECISIONS_SHOWN = 2
 
+_FOLDER = Path(__file__).parent.parent / "prompts"
 _choices: msgspec.json.Decoder[Choice] = msgspec.json.Decoder(Choice)
 _sized: msgspec.json.Decoder[SizedChoice] = msgspec.json.Decoder(SizedChoice)
 _anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
@@ -47,19 +60,14 @@ def _labels(stocks: tuple[tuple[str, str], ...], questions: tuple[str, ...]) -> 
     return found | {market: market for market in questions}
 
 
-def choice_format(seen: Observation, game: Game = ONE_TICK_GAME) -> dict[str, Any]:
-    """The schema of a choice, as OpenAI's ``response_format``. It covers all that can be traded now, and must not be changed in place."""
-    return format_of(tuple(labels(seen)), game)
-
-
 @lru_cache(maxsize=256)
 def format_of(markets: tuple[str, ...], game: Game = ONE_TICK_GAME) -> dict[str, Any]:
-    """The same over markets by the names they are shown under."""
-    forms = [_form({"action": {"const": "hold"}})]
+    """The schema of a choice among markets by the names that they are shown under, as OpenAI's ``response_format``; not to be changed."""
+    forms = [form({"action": {"const": "hold"}})]
     if markets:
         usd = {"usd": {"enum": list(game.amounts)}} if game.amounts else {}
-        forms.insert(0, _form({"action": {"enum": ["buy", "sell"]}, "market": {"enum": list(markets)}} | usd))
-    return _format(game.grammar, forms)
+        forms.insert(0, form({"action": {"enum": ["buy", "sell"]}, "market": {"enum": list(markets)}} | usd))
+    return any_of(game.grammar, forms)
 
 
 def choice_text(choice: Choice, seen: Observation) -> str:
@@ -81,7 +89,7 @@ def parse_choice(text: str, seen: Observation, game: Game = ONE_TICK_GAME) -> Ch
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         return Invalid(f"not JSON: {error}")
     if choice.action == "hold":
-        return Choice("hold")
+        return HOLDING
     known = labels(seen)
     if choice.market not in known:
         return Invalid(f"unknown market {str(choice.market)[:SHOWN_CHARACTERS]!r}")
@@ -134,36 +142,21 @@ def on_menu(action: Action, seen: Observation) -> Action:
 def _action_format(
     tickers: tuple[str, ...], questions: tuple[str, ...], amounts: tuple[int, ...], held: tuple[tuple[str, str], ...]
 ) -> dict[str, Any]:
-    forms = [_form({"action": {"const": "hold"}})]
+    forms = [form({"action": {"const": "hold"}})]
     share, usd = {"enum": list(SHARES)}, {"enum": list(amounts)}
     for market, side in held:
         if side in ("yes", "no") and market in questions:
             sale = {"market": {"const": market}, "side": {"const": side}, "share": share}
-            forms.append(_form({"action": {"const": "sell_prediction"}, **sale}))
+            forms.append(form({"action": {"const": "sell_prediction"}, **sale}))
         elif market in tickers:
-            forms.append(_form({"action": {"const": "close_perp"}, "ticker": {"const": market}, "share": share}))
+            forms.append(form({"action": {"const": "close_perp"}, "ticker": {"const": market}, "share": share}))
     if amounts and questions:
         bought = {"market": {"enum": list(questions)}, "side": {"enum": ["yes", "no"]}, "usd": usd}
-        forms.append(_form({"action": {"const": "buy_prediction"}, **bought}))
+        forms.append(form({"action": {"const": "buy_prediction"}, **bought}))
     if amounts and tickers:
         opened = {"ticker": {"enum": list(tickers)}, "side": {"enum": ["long", "short"]}, "usd": usd, "leverage": {"enum": list(LEVERAGES)}}
-        forms.append(_form({"action": {"const": "open_perp"}, **opened}))
-    return _format("action", forms)
-
-
-def _form(properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-
-
-def _format(name: str, forms: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": name, "schema": {"anyOf": forms}}}
-
-
-VERSIONS = (TRADER_V1, TRADER_V2)
-POSTS_SHOWN = 2
-DECISIONS_SHOWN = 2
-
-_FOLDER = Path(__file__).parent.parent / "prompts"
+        forms.append(form({"action": {"const": "open_perp"}, **opened}))
+    return any_of("action", forms)
 
 
 def messages(seen: Observation, version: str, mandate: Mandate) -> list[dict[str, str]]:
@@ -205,7 +198,7 @@ def _user_pattern(version: str) -> re.Pattern[str]:
 
 def request(seen: Observation, game: Game) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """The messages of a decision in a game, and the schema of its answer."""
-    schema = choice_format(seen, game) if game.mandate == ONE_TICK else action_format(seen)
+    schema = format_of(tuple(labels(seen)), game) if game.mandate == ONE_TICK else action_format(seen)
     return messages(seen, game.prompt_version, game.mandate), schema
 
 
@@ -232,11 +225,10 @@ def scripted_call(name: str, seen: Observation, action: Action | Invalid, game: 
 
 def choice_of(action: Action, game: Game = ONE_TICK_GAME) -> Choice:
     """The choice that an opening order stands for, in a game with amounts its stake too; hold for anything else."""
-    side = getattr(action, "side", "")
-    if isinstance(action, Hold) or side not in ("long", "short", "yes", "no") or not hasattr(action, "usd"):
-        return Choice("hold")
-    market = getattr(action, "ticker", None) or getattr(action, "market", None)
-    choice = Choice("buy" if side in ("long", "yes") else "sell", market)
+    if not isinstance(action, OpenPerp | BuyPrediction) or action.side not in ("long", "short", "yes", "no"):
+        return HOLDING
+    market = action.ticker if isinstance(action, OpenPerp) else action.market
+    choice = Choice("buy" if action.side in ("long", "yes") else "sell", market)
     return SizedChoice(choice.action, market, round(stake_usd(action))) if game.amounts else choice
 
 

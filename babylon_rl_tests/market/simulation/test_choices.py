@@ -11,7 +11,7 @@ from babylon_rl.market.simulation.actions import Invalid
 from babylon_rl.market.simulation.agents import Choice
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.observation import Newsroom, Observation, observe
-from babylon_rl.market.simulation.prompting import choice_format, choice_text, parse_choice
+from babylon_rl.market.simulation.prompting import choice_text, format_of, labels, parse_choice
 from babylon_rl.market.simulation.record import AgentRecord
 from babylon_rl.market.simulation.scenario import Asset, Question, from_paths
 from babylon_rl.models.grammar import compile_grammar
@@ -30,7 +30,7 @@ SEEN = shown("Bluff Social", "Titan Diet")
 
 @pytest.mark.parametrize("seen", [SEEN, shown('Café "Ü"', "naïve\\co"), shown("Same", "Same"), shown("Q7", "Other")])
 def test_every_answer_of_the_grammar_reads_back_as_itself(tokenizer: Any, seen: Observation) -> None:
-    texts = compile_grammar(choice_format(seen), tokenizer).texts
+    texts = compile_grammar(format_of(tuple(labels(seen))), tokenizer).texts
     choices = [parse_choice(text, seen) for text in texts]
     assert len(texts) == 1 + 2 * 3 == len({repr(choice) for choice in choices})
     assert [choice_text(choice, seen) for choice in choices if isinstance(choice, Choice)] == list(texts)
