@@ -18,7 +18,7 @@ from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.record import Call, Turn
 from babylon_rl.market.simulation.run import Run
-from babylon_rl.market.simulation.scenario import Asset, Question, Scenario
+from babylon_rl.market.simulation.scenario import Asset, Scenario
 from babylon_rl.recorder import Recording, TrajectoryRecorder, milliseconds
 from babylon_rl.windows import window_of
 
@@ -120,37 +120,30 @@ def question_rows(scenario: Scenario, paths: Paths, ids: Ids) -> dict[str, list[
     after the last order was closed, so agents trade on beliefs, not on the answer.
     """
     rows: dict[str, list[dict[str, Any]]] = {"Question": [], "Market": [], "PredictionPriceHistory": []}
-    for question in scenario.questions:
-        for table, new_rows in _question(scenario, question, _whole(paths.get(question.id, ()), question.crowd), ids).items():
-            rows[table] += new_rows
-    return rows
-
-
-def _question(scenario: Scenario, question: Question, yes_prices: Sequence[float], ids: Ids) -> dict[str, list[dict[str, Any]]]:
     start, end = moment(scenario, 0), moment(scenario, scenario.ticks)
-    market_id, answered = ids(), end - _ANSWERED
+    answered, depth = end - _ANSWERED, (scenario.model or MarketModel()).pool_shares
     # the opening price stands from the hour's first moment, so that the hour starts at it and not at 50 %
-    moments = [_after(scenario, tick, 2000 if tick else 0) for tick in range(scenario.ticks)]
-    history = [(at, price, "trade", "npc_trade") for at, price in zip([*moments, end - _CLOSING], yes_prices, strict=True)]
-    history.append((answered, float(question.answer), "resolution", "oracle"))
-    depth = (scenario.model or MarketModel()).pool_shares
-    closing = _pool(yes_prices[-1], depth)
-    return {
-        "Question": [{
+    moments = [*(_after(scenario, tick, 2000 if tick else 0) for tick in range(scenario.ticks)), end - _CLOSING]
+    for question in scenario.questions:
+        yes_prices = _whole(paths.get(question.id, ()), question.crowd)
+        history = [(at, price, "trade", "npc_trade") for at, price in zip(moments, yes_prices, strict=True)]
+        history.append((answered, float(question.answer), "resolution", "oracle"))
+        market_id, closing = ids(), _pool(yes_prices[-1], depth)
+        rows["Question"].append({
             "id": market_id, "questionNumber": question.number, "text": question.text, "scenarioId": 1, "outcome": question.answer,
             "rank": 1, "createdDate": start, "resolutionDate": answered, "status": "resolved", "resolvedOutcome": question.answer,
             "createdAt": start, "updatedAt": answered,
-        }],
-        "Market": [{
+        })  # fmt: skip
+        rows["Market"].append({
             "id": market_id, "question": question.text, "gameId": "continuous", **closing, "resolved": True, "resolution": question.answer,
             "endDate": answered, "createdAt": start, "updatedAt": answered,
-        }],
-        "PredictionPriceHistory": [{
+        })  # fmt: skip
+        rows["PredictionPriceHistory"] += [{
             "id": ids(), "marketId": market_id, "yesPrice": price, "noPrice": 1 - price,
             **(closing if kind == "resolution" else _pool(price, depth)),
             "eventType": kind, "source": source, "createdAt": at,
-        } for at, price, kind, source in history],
-    }  # fmt: skip
+        } for at, price, kind, source in history]  # fmt: skip
+    return rows
 
 
 def _pool(yes_price: float, depth: float) -> dict[str, float]:

@@ -97,11 +97,6 @@ class QuestionQuote(msgspec.Struct, frozen=True):
     resolve_tick: int
     volume: float
 
-    @property
-    def no(self) -> float:
-        """The price of a NO share."""
-        return 1.0 - self.yes
-
 
 class Quotes(msgspec.Struct, frozen=True):
     """All that can be traded at a tick."""

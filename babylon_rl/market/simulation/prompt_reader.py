@@ -14,13 +14,15 @@ from babylon_rl.market.simulation.actions import Action, BuyPrediction, Invalid,
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, Mandate, choose, order, question_profit, stock_profit
 from babylon_rl.market.simulation.arithmetic import exp, log
 from babylon_rl.market.simulation.config import HOUR_S, MarketModel
+from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.games import AMOUNTS, ONE_TICK_GAME, POSTS
 from babylon_rl.market.simulation.news_reader import Beliefs, odds
-from babylon_rl.market.simulation.observation import Headline, Heard, Observation
+from babylon_rl.market.simulation.observation import Headline, Heard, Newsroom, Observation, observe
 from babylon_rl.market.simulation.prompting import POSTS_SHOWN
-from babylon_rl.market.simulation.record import HOLD
-from babylon_rl.market.simulation.run import play
+from babylon_rl.market.simulation.record import HOLD, AgentRecord
 from babylon_rl.market.simulation.scenario import Scenario
+
+_WATCHER = "watcher"  # sees a market without a trade of its own
 
 
 class Ceiling(msgspec.Struct, frozen=True):
@@ -120,24 +122,14 @@ class PromptReader:
         return self.appraise(seen).best(seen, self.amounts_usd)[1]
 
 
-class _Watcher:
-    """Holds, and keeps the appraisal of every tick."""
-
-    name = "watcher"
-
-    def __init__(self, reader: PromptReader) -> None:
-        self._reader = reader
-        self.appraisals: list[Appraisal] = []
-        self.best_usd: list[float] = []
-
-    def decide(self, seen: Observation) -> Action:
-        self.appraisals.append(self._reader.appraise(seen))
-        self.best_usd.append(self.appraisals[-1].best(seen, self._reader.amounts_usd)[0])
-        return HOLD
-
-
 def appraised(scenario: Scenario, ceiling: Ceiling) -> tuple[list[Appraisal], list[float]]:
     """Appraisals of a market at every tick, without any order in it, and the expected dollars of the best order of each."""
-    watcher = _Watcher(PromptReader(ceiling, scenario.model or MarketModel()))
-    play(scenario, {watcher.name: lambda agent_id, seed: watcher})
-    return watcher.appraisals, watcher.best_usd
+    reader, exchange, newsroom = PromptReader(ceiling, scenario.model or MarketModel()), Exchange(scenario, [_WATCHER]), Newsroom(scenario)
+    record = AgentRecord(_WATCHER, _WATCHER, reader.mandate, exchange.accounts[_WATCHER])
+    appraisals, best_usd = list[Appraisal](), list[float]()
+    while not exchange.over:
+        seen = observe(exchange, newsroom, record)
+        appraisals.append(reader.appraise(seen))
+        best_usd.append(appraisals[-1].best(seen, reader.amounts_usd)[0])
+        exchange.advance()
+    return appraisals, best_usd
