@@ -88,18 +88,14 @@ def metrics_of(
         Counter(str(action.data.get(why)) for action in actions if action.data.get("outcome") == outcome)
         for outcome, why in (("invalid", "reason"), ("refused", "code"))
     )
+    posts = sum(action.type == "post" and action.data.get("outcome") == "filled" for action in actions)
     durations = [action.duration for action in actions]
     brier, market_brier, edge = forecast_scores(forecasts)
     return Metrics(
         total_pnl=pnl,
         prediction_metrics=_predictions([position for position in opened if "predictionCorrect" in position]),
         perp_metrics=_perps(_pnls(position for position in opened if "predictionCorrect" not in position), equity),
-        social_metrics=SocialMetrics(
-            posts_created=sum(action.type == "post" and action.data.get("outcome") == "filled" for action in actions),
-            groups_joined=0,
-            messages_received=0,
-            reputation_gained=0.0,
-        ),
+        social_metrics=SocialMetrics(posts_created=posts, groups_joined=0, messages_received=0, reputation_gained=0.0),
         timing=Timing(
             avg_response_time=_mean(durations) or 0.0,
             max_response_time=max(durations, default=0.0),
