@@ -25,7 +25,8 @@ def validate_result(result: Result) -> list[str]:
     """Faults of a result, a sentence each; empty for a sound one. A run that ended early is sound as far as it went."""
     faults = [*_ticks(result), *_shape_of_time(result)]
     if not faults:
-        faults = [*_money(result), *_metrics(result), *_ranges(result)]
+        start = _same("The equity at the start", result.equity[0], result.start_balance)
+        faults = [*start, *_metrics(result), *_money(result), *_ranges(result)]
     return faults
 
 
@@ -65,7 +66,6 @@ def _shape_of_time(result: Result) -> Iterator[str]:
 
 def _money(result: Result) -> Iterator[str]:
     metrics, equity = result.metrics, result.equity
-    yield from _same("The equity at the start", equity[0], result.start_balance)
     yield from _same("The rewards' sum", math.fsum(result.trajectory.rewards), metrics.total_pnl)
     # The first fault of a kind is enough to reject the result.
     for number, reward in enumerate(result.trajectory.rewards):
