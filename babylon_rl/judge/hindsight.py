@@ -71,7 +71,7 @@ def hour_secrets(connection: Connection, outcomes: WindowOutcomes, trajectory_id
     """Secrets of the texts of some trajectories of an hour, by id: its open questions, and each one's own gameKnowledge."""
     answers = hidden_answers(connection, [question.market_id for question in outcomes.predictions])
     hour, knowledge = _secrets(outcomes, answers), _knowledge(connection, trajectory_ids, [outcomes])
-    return {trajectory_id: replace(hour, **knowledge.get(trajectory_id, {})) for trajectory_id in trajectory_ids}
+    return {own: replace(hour, **knowledge[own]) if own in knowledge else hour for own in trajectory_ids}
 
 
 def _knowledge(connection: Connection, trajectory_ids: Sequence[str], markets: Iterable[WindowOutcomes]) -> dict[str, dict[str, Any]]:
@@ -124,8 +124,8 @@ def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: T
     looked_at: Counter[str] = Counter()
     for trajectory in stream_trajectories(connection, windows, settings, label):
         looked_at[trajectory.window] += len(trajectory.sequences)
-        context = replace(secrets[trajectory.window], **knowledge.get(trajectory.trajectory_id, {}))
-        leaks[trajectory.window].extend(_stored_leaks(trajectory, context))
+        hour, own = secrets[trajectory.window], knowledge.get(trajectory.trajectory_id)
+        leaks[trajectory.window].extend(_stored_leaks(trajectory, hour if own is None else replace(hour, **own)))
     return [StoredHour(window, looked_at[window], actions[window], leaks[window]) for window in markets]
 
 
