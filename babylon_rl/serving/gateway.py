@@ -258,8 +258,9 @@ class Gateway:
         if call.usage is not None or call.status in (200, CLIENT_LEFT):
             call.client.spend(spent_tokens(call.usage, len(call.request.body), 0 if answer is None else len(answer)))
         # As the recorder decides whether it keeps a trajectory.
-        if self._sampling < 1 and random.Random(call.context.trajectory_id or call.call_id).random() >= self._sampling:
-            answer = None
+        if answer is not None and self._sampling < 1:
+            kept = random.Random(call.context.trajectory_id or call.call_id).random() < self._sampling
+            answer = answer if kept else None
         if not self.log.record(call.entry(answer)):
             self.metrics.unrecorded.inc()
 

@@ -61,6 +61,7 @@ def put(*path: str | int) -> Callable[[Any], Change]:
         (put("metrics", "actionShares")({"hold": 0.7}), "actionShares.hold is 0.7"),
         (put("metrics", "actionEntropy")(0.0), "actionEntropy is 0.0"),
         (put("metrics", "invalid")({"not JSON": 3}), "invalid.not JSON is 3"),
+        (put("metrics", "socialMetrics", "postsCreated")(10**400), "postsCreated is 1000"),
         (put("metrics", "brier")(0.0), "brier is 0.0"),
         (put("metrics", "calibration")([]), "calibration"),
         (put("metrics", "timing", "avgResponseTime")(3.0), "avgResponseTime is 3.0"),
