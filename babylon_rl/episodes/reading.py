@@ -244,10 +244,14 @@ def _eligible(
         if isinstance(decoded, Fault):
             continue
         trajectory = reduced(row, decoded, rules)
-        if trajectory.message_source != "embedded":
-            without_calls.append((trajectory, StepPlaces.of(decoded.recorded)))
+        places = None if trajectory.message_source == "embedded" else StepPlaces.of(decoded.recorded)
+        if places is None and texts:
+            trajectory = embedded_sequences(trajectory, decoded.completed, rules)
+        del decoded  # or its steps would be in memory beside those of the next row
+        if places is None:
+            yield trajectory
         else:
-            yield embedded_sequences(trajectory, decoded.completed, rules) if texts else trajectory
+            without_calls.append((trajectory, places))
     # Trajectories without calls in their steps wait until the row stream ends: the connection can answer no other query before.
     while without_calls:
         # Taken off the end, so that what has been completed is let go.
