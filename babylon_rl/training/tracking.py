@@ -3,7 +3,8 @@
 The child's costs, failures and waits do not affect this process: no failure here ever fails a training. It gets one line of JSON (the run
 to open), then one line per row to log (or the checkpoint to upload as an artifact of type ``model``), and answers with the run's page (or,
 offline, its directory). Its files, login and caches stay under BABYLON_RL_HOME/wandb. Step numbers follow from the iteration's place, so
-that an interrupted training does not log the same step twice: online a resumed run says which rows it has.
+that an interrupted training does not log the same step twice online, where a resumed run says which rows it has. Offline a repeated
+iteration is in two directories, with the same numbers.
 """
 
 import json

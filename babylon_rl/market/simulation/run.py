@@ -155,7 +155,8 @@ class Seat:
         self.record = AgentRecord(agent_id, agent.name, mandate, exchange.accounts[agent_id])
         if game is not None and game.mandate != mandate:
             raise MarketError(f"{agent.name} trades under the {mandate} mandate; the game {game.name} is played under {game.mandate}.")
-        self._game = None if isinstance(agent, AskingAgent) else game
+        self.asking = agent if isinstance(agent, AskingAgent) else None  # told once: it would be the slowest part of a decision
+        self._game = game if self.asking is None else None
 
     def look(self, exchange: Exchange, newsroom: Newsroom) -> Observation:
         """The agent's present view; its money goes on record."""
@@ -167,7 +168,7 @@ class Seat:
 
     def decide(self, seen: Observation, clock: Clock) -> Decision:
         started = clock()
-        decision = self.agent.ask(seen) if isinstance(self.agent, AskingAgent) else Decision(self.agent.decide(seen))
+        decision = Decision(self.agent.decide(seen)) if self.asking is None else self.asking.ask(seen)
         return msgspec.structs.replace(decision, latency_ms=1000.0 * (clock() - started))
 
     def act(self, exchange: Exchange, newsroom: Newsroom, seen: Observation, decision: Decision) -> None:
@@ -236,6 +237,6 @@ class GameTable:
 
 def _decisions(table: GameTable, pool: ThreadPoolExecutor, clock: Clock) -> dict[str, Decision]:
     turns = [(agent_id, seat, table.seen[agent_id]) for agent_id, seat in table.seats.items()]
-    asked = {name: pool.submit(seat.decide, seen, clock) for name, seat, seen in turns if isinstance(seat.agent, AskingAgent)}
+    asked = {name: pool.submit(seat.decide, seen, clock) for name, seat, seen in turns if seat.asking is not None}
     own = {name: seat.decide(seen, clock) for name, seat, seen in turns if name not in asked}
     return own | {name: answer.result() for name, answer in asked.items()}
