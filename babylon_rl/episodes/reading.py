@@ -238,25 +238,31 @@ def _eligible(
     rules = SequenceRules(settings.purposes_g, settings.train_synthetic)
     without_calls: list[tuple[Trajectory, StepPlaces]] = []
     for row in rows:
-        decoded = decode(row, texts=texts)
-        if on_row is not None:
-            on_row(row, decoded)
-        if isinstance(decoded, Fault):
-            continue
-        trajectory = reduced(row, decoded, rules)
-        places = None if trajectory.message_source == "embedded" else StepPlaces.of(decoded.recorded)
-        if places is None and texts:
-            trajectory = embedded_sequences(trajectory, decoded.completed, rules)
-        del decoded  # or its steps would be in memory beside those of the next row
-        if places is None:
-            yield trajectory
-        else:
-            without_calls.append((trajectory, places))
+        result = _decoded(row, rules, texts, on_row)
+        if isinstance(result, Trajectory):
+            yield result
+        elif result is not None:
+            without_calls.append(result)
     # Trajectories without calls in their steps wait until the row stream ends: the connection can answer no other query before.
     while without_calls:
         # Taken off the end, so that what has been completed is let go.
         portion, without_calls[-_LOG_CHUNK:] = without_calls[-_LOG_CHUNK:], []
         yield from _completed(connection, portion, rules, texts)
+
+
+def _decoded(
+    row: TrajectoryRow, rules: SequenceRules, texts: bool, on_row: OnRow | None
+) -> Trajectory | tuple[Trajectory, StepPlaces] | None:
+    """A function of its own, so that a row's steps are let go before the next row is decoded."""
+    decoded = decode(row, texts=texts)
+    if on_row is not None:
+        on_row(row, decoded)
+    if isinstance(decoded, Fault):
+        return None
+    trajectory = reduced(row, decoded, rules)
+    if trajectory.message_source != "embedded":
+        return trajectory, StepPlaces.of(decoded.recorded)
+    return embedded_sequences(trajectory, decoded.completed, rules) if texts else trajectory
 
 
 def _completed(

@@ -109,8 +109,11 @@ def _step_of(row: CallLogRow, prefix: str, places: StepPlaces, indexes: Mapping[
         # An id that names no step leaves the call out: by its time it would be given to a step that it does not belong to.
         return indexes.get(int(number)) if len(number) <= _MOST_DIGITS else None
     # No usable step id: the last step that began at or before the call. A NaN compares false.
-    moment_ms = row.timestamp_ms
-    return max((place for place, began in enumerate(places.began_ms) if began <= moment_ms), default=0)
+    index, moment_ms = 0, row.timestamp_ms
+    for place, began in enumerate(places.began_ms):
+        if began <= moment_ms:
+            index = place
+    return index
 
 
 def logged_facts(row: CallLogRow) -> CallFacts:
