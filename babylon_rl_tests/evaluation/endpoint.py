@@ -81,12 +81,12 @@ def alternates(prompt: str, markets: list[str]) -> str:
     return json.dumps({"action": "buy" if len(prompt) % 2 else "sell", "market": markets[0]})
 
 
-def at_usd(rule: Rule, usd: int = 1500) -> Rule:
-    """Answers as in a game with amounts: the same trade at a stake."""
+def at_size(rule: Rule, size: str = "medium") -> Rule:
+    """Answers as in the game amounts: the same trade at a stake."""
 
     def sized(prompt: str, markets: list[str]) -> str:
         answer = json.loads(rule(prompt, markets))
-        return json.dumps(answer | ({"usd": usd} if "market" in answer else {}))
+        return json.dumps(answer | ({"size": size} if "market" in answer else {}))
 
     return sized
 

@@ -24,12 +24,12 @@ from babylon_rl_tests.evaluation.results import result
 EACH = pytest.mark.parametrize("game", GAMES.values(), ids=list(GAMES))
 
 
-def sized(usd: int) -> Callable[[str, list[str]], str]:
-    """Reads the news and stakes ``usd`` dollars."""
+def sized(size: str) -> Callable[[str, list[str]], str]:
+    """Reads the news and names a size."""
 
     def rule(prompt: str, markets: list[str]) -> str:
         answer = json.loads(reads_news(prompt, markets))
-        return json.dumps(answer if answer["action"] == "hold" else answer | {"usd": usd})
+        return json.dumps(answer if answer["action"] == "hold" else answer | {"size": size})
 
     return rule
 
@@ -37,7 +37,7 @@ def sized(usd: int) -> Callable[[str, list[str]], str]:
 @pytest.mark.long
 def test_a_version_trained_on_amounts_is_compared_in_amounts_beside_scripts_at_its_stake(connection, settings, make_version) -> None:
     batch = make_version("v1.0.0", game=AMOUNTS)
-    with endpoint(base=hold, **{"v1.0.0": sized(5000)}) as served:
+    with endpoint(base=hold, **{"v1.0.0": sized("large")}) as served:
         report = evaluate_batch(connection, batch, settings, lambda line: None, clock=lambda: NOW, serving=served.serving)
         asked = dict(served.asked)
         again = evaluate_batch(connection, batch, settings, lambda line: None, clock=lambda: NOW, serving=served.serving)

@@ -59,8 +59,9 @@ def test_an_hour_of_a_game_reads_back_with_answers_that_are_legal_under_their_ow
     names = (prompt_version(calls), action_grammar(calls))
     assert names == (game.prompt_version, game.grammar) and game_of([names[0]], [names[1]]) == game
     answers = [json.loads(call.response) for call in calls]
-    stakes = {answer.get("usd") for answer in answers if answer["action"] != "hold"}
-    assert stakes <= set(game.amounts) if game.amounts else (stakes == {None}) == (game.mandate == ONE_TICK)
+    trades = [answer for answer in answers if answer["action"] != "hold"]
+    assert {answer.get("size") for answer in trades} <= set(game.sizes or [None])
+    assert all(("usd" in answer) == (answer["action"] in ("open_perp", "buy_prediction")) for answer in trades)
     assert spawned(copy_of("migrated"), game) == rows  # the same seed gives the same rows
 
 
@@ -131,4 +132,4 @@ def test_a_game_is_found_by_its_name_its_mandate_and_its_calls() -> None:
     with pytest.raises(MarketError, match="trader-v1 asks for orders that last one tick"):
         game_asked(FREE, "trader-v1")
     assert game_of([], []) == ONE_TICK_GAME and game_of(["trader-v2"], []) == POSTS
-    assert game_of(["trader-v2"], ["trade-usd", "action"]) == AMOUNTS and game_of(["trader-v1"], ["action"]) is None
+    assert game_of(["trader-v2"], ["trade-size", "action"]) == AMOUNTS and game_of(["trader-v1"], ["action"]) is None

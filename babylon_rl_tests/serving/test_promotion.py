@@ -14,7 +14,7 @@ from babylon_rl.serving.releases import deploy, rollback
 from babylon_rl.store.benchmarks import begin_confirmation, read_confirmations
 from babylon_rl.store.releases import ReleaseAuthor, read_events, read_rollouts, read_routing
 from babylon_rl_tests.evaluation.conftest import NOW
-from babylon_rl_tests.evaluation.endpoint import Endpoint, alternates, at_usd, endpoint, hold, reads_news, reads_wrongly
+from babylon_rl_tests.evaluation.endpoint import Endpoint, alternates, at_size, endpoint, hold, reads_news, reads_wrongly
 from babylon_rl_tests.serving.live_rows import insert_calls
 
 MARKETS = 24
@@ -129,7 +129,7 @@ def test_a_version_of_another_prompt_than_the_deployed_ones_waits_for_a_person_w
 def test_a_version_of_another_game_with_the_same_prompt_is_confirmed_in_its_own_game(promoted, make_version, connection):
     make_version("v1.0.0", status="deployed", game=POSTS)
     make_version("v1.0.1", parent="v1.0.0", game=AMOUNTS)
-    with endpoint(base=hold, **{"v1.0.0": at_usd(alternates), "v1.0.1": at_usd(reads_news)}) as served:
+    with endpoint(base=hold, **{"v1.0.0": at_size(alternates), "v1.0.1": at_size(reads_news)}) as served:
         assert promoted("v1.0.1", served).startswith("v1.0.1 is rolling at 1 % of agents: confirmed: +")
     (test,) = read_confirmations(connection)
     assert (test.reference, test.confirmed) == ("v1.0.0", True)

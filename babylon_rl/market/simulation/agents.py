@@ -17,10 +17,13 @@ from babylon_rl.market.simulation.observation import Held, Observation
 from babylon_rl.market.simulation.record import HOLD, Call
 
 Mandate = Literal["free", "one-tick"]
+Size = Literal["small", "medium", "large"]
 FREE: Mandate = "free"
 ONE_TICK: Mandate = "one-tick"
 STAKE_USD = 1500.0
 QUESTION_STAKE = 0.35  # of the stake: questions move further than stocks
+# Stakes by the word that an answer names. The base writes each word about as often; of amounts in digits it writes nearly always the same.
+SIZES_USD: dict[Size, int] = {"small": 500, "medium": 1500, "large": 5000}
 
 
 class Agent(Protocol):
@@ -80,9 +83,14 @@ class Choice(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SizedChoice(Choice, frozen=True, omit_defaults=True):
-    """A choice with its stake in dollars, None for hold."""
+    """A choice with the word for its stake, None for hold."""
 
-    usd: int | None = None
+    size: Size | None = None
+
+    @property
+    def usd(self) -> int | None:
+        """Its stake in dollars."""
+        return None if self.size is None else SIZES_USD[self.size]
 
 
 HOLDING = Choice("hold")

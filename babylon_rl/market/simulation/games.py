@@ -1,4 +1,4 @@
-"""Games that agents play and policies train on, each with its prompt, its mandate and the amounts of its answers.
+"""Games that agents play and policies train on, each with its prompt, its mandate and the sizes of its answers.
 
 This is the only place that says which prompt, schema and stake belong together. An hour records the name of its game; a version is compared
 in the game whose prompt and schema its training calls had. Left out: games that users define.
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from babylon_rl.errors import MarketError
-from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate
+from babylon_rl.market.simulation.agents import FREE, ONE_TICK, SIZES_USD, Mandate
 
 TRADER_V1 = "trader-v1"
 TRADER_V2 = "trader-v2"
@@ -17,32 +17,32 @@ VERSIONS = (TRADER_V1, TRADER_V2)  # of prompts
 
 @dataclass(frozen=True)
 class Game:
-    """One game. Under the one-tick mandate ``amounts`` are the dollars that an answer may stake; without any the stake is fixed."""
+    """One game. Under the one-tick mandate ``sizes`` are the words for a stake that an answer may name; without any it is fixed."""
 
     name: str
     prompt_version: str
     mandate: Mandate
-    amounts: tuple[int, ...] = ()
+    sizes: tuple[str, ...] = ()
 
     @property
     def grammar(self) -> str:
         """Name of the schemas of its answers; with the prompt version it names the game."""
-        return "trade-usd" if self.amounts else "action" if self.mandate == FREE else "trade"
+        return "trade-size" if self.sizes else "action" if self.mandate == FREE else "trade"
 
     @property
     def sized(self) -> bool:
         """Whether an answer chooses its dollars, so that profits compare only beside the stakes."""
-        return bool(self.amounts) or self.mandate == FREE
+        return bool(self.sizes) or self.mandate == FREE
 
     @property
     def max_tokens(self) -> int:
         """Most tokens of an answer."""
-        return 96 if self.mandate == FREE else 64 if self.amounts else 48
+        return 96 if self.mandate == FREE else 64 if self.sizes else 48
 
 
 ONE_TICK_GAME = Game("one-tick", TRADER_V1, ONE_TICK)
 POSTS = Game("posts", TRADER_V2, ONE_TICK)
-AMOUNTS = Game("amounts", TRADER_V2, ONE_TICK, (500, 1500, 5000))
+AMOUNTS = Game("amounts", TRADER_V2, ONE_TICK, tuple(SIZES_USD))
 POSITIONS = Game("positions", TRADER_V2, FREE)
 GAMES = {game.name: game for game in (ONE_TICK_GAME, POSTS, AMOUNTS, POSITIONS)}
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, Invalid, OpenPerp
-from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, Mandate, choose, order, question_profit, stock_profit
+from babylon_rl.market.simulation.agents import ONE_TICK, SIZES_USD, STAKE_USD, Mandate, choose, order, question_profit, stock_profit
 from babylon_rl.market.simulation.arithmetic import exp, log
 from babylon_rl.market.simulation.config import HOUR_S, MarketModel
 from babylon_rl.market.simulation.exchange import Exchange
@@ -40,7 +40,7 @@ class Ceiling(msgspec.Struct, frozen=True):
 
 BY_PROMPT = Ceiling("best-by-prompt", 0)
 WITH_POSTS = Ceiling("best-with-posts", POSTS_SHOWN)
-WITH_AMOUNTS = Ceiling("best-with-amounts", POSTS_SHOWN, tuple(map(float, AMOUNTS.amounts)))
+WITH_AMOUNTS = Ceiling("best-with-amounts", POSTS_SHOWN, tuple(map(float, SIZES_USD.values())))
 CEILINGS = {ceiling.name: ceiling for ceiling in (BY_PROMPT, WITH_POSTS, WITH_AMOUNTS)}
 CEILING_OF_GAME = {ONE_TICK_GAME.name: BY_PROMPT, POSTS.name: WITH_POSTS, AMOUNTS.name: WITH_AMOUNTS}
 

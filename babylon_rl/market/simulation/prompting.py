@@ -4,7 +4,7 @@ Versions are files in babylon_rl/market/prompts; what a version's placeholders h
 on it. ``trader-v1`` shows markets, news and the last profit; ``trader-v2`` also positions, posts, memory and questions' time left.
 
 Servers with grammars accept the schemas. Under the one-tick mandate an answer is buy, sell or hold of a market by the name that it is shown
-under: {"action": "buy", "market": "Bluff Social"}; in a game with amounts it also names its stake: {..., "usd": 1500}. Under the free
+under: {"action": "buy", "market": "Bluff Social"}; in a game with sizes it also names its stake: {..., "size": "medium"}. Under the free
 mandate it is an action in full, with amounts from a short list, and only what is held can be closed.
 """
 
@@ -29,7 +29,19 @@ from babylon_rl.market.simulation.actions import (
     parse_action,
     unfenced,
 )
-from babylon_rl.market.simulation.agents import FREE, HOLDING, ONE_TICK, QUESTION_STAKE, STAKE_USD, Choice, Mandate, SizedChoice, order
+from babylon_rl.market.simulation.agents import (
+    FREE,
+    HOLDING,
+    ONE_TICK,
+    QUESTION_STAKE,
+    SIZES_USD,
+    STAKE_USD,
+    Choice,
+    Mandate,
+    Size,
+    SizedChoice,
+    order,
+)
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, TRADER_V1, VERSIONS, Game
 from babylon_rl.market.simulation.ledger import Refusal
 from babylon_rl.market.simulation.observation import Heard, Observation
@@ -41,6 +53,7 @@ SHARES = (0.5, 1)
 SHOWN_CHARACTERS = 40
 POSTS_SHOWN = 2
 DECISIONS_SHOWN = 2
+_OTHER_SIZE = f"a size other than {', '.join(SIZES_USD)}"
 
 _FOLDER = Path(__file__).parent.parent / "prompts"
 _choices: msgspec.json.Decoder[Choice] = msgspec.json.Decoder(Choice)
@@ -65,8 +78,8 @@ def format_of(markets: tuple[str, ...], game: Game = ONE_TICK_GAME) -> dict[str,
     """The schema of a choice among markets by the names that they are shown under, as OpenAI's ``response_format``; not to be changed."""
     forms = [form({"action": {"const": "hold"}})]
     if markets:
-        usd = {"usd": {"enum": list(game.amounts)}} if game.amounts else {}
-        forms.insert(0, form({"action": {"enum": ["buy", "sell"]}, "market": {"enum": list(markets)}} | usd))
+        size = {"size": {"enum": list(game.sizes)}} if game.sizes else {}
+        forms.insert(0, form({"action": {"enum": ["buy", "sell"]}, "market": {"enum": list(markets)}} | size))
     return any_of(game.grammar, forms)
 
 
@@ -75,15 +88,15 @@ def choice_text(choice: Choice, seen: Observation) -> str:
     if choice.market is None:
         return json.dumps({"action": choice.action})
     named = {market: label for label, market in labels(seen).items()}
-    usd = {"usd": choice.usd} if isinstance(choice, SizedChoice) else {}
-    return json.dumps({"action": choice.action, "market": named[choice.market], **usd})
+    size = {"size": choice.size} if isinstance(choice, SizedChoice) else {}
+    return json.dumps({"action": choice.action, "market": named[choice.market], **size})
 
 
 def parse_choice(text: str, seen: Observation, game: Game = ONE_TICK_GAME) -> Choice | Invalid:
     """Read an answer, alone or in a code fence. An answer outside the schema is ``Invalid`` with the reason. Never raises."""
     body = unfenced(text)
     try:
-        choice = _sized.decode(body) if game.amounts else _choices.decode(body)
+        choice = _sized.decode(body) if game.sizes else _choices.decode(body)
     except msgspec.ValidationError:
         return Invalid(_why_no_choice(body))
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
@@ -95,9 +108,9 @@ def parse_choice(text: str, seen: Observation, game: Game = ONE_TICK_GAME) -> Ch
         return Invalid(f"unknown market {str(choice.market)[:SHOWN_CHARACTERS]!r}")
     if not isinstance(choice, SizedChoice):
         return Choice(choice.action, known[choice.market])
-    if choice.usd not in game.amounts:
-        return Invalid(f"an amount other than {', '.join(map(str, game.amounts))}")
-    return SizedChoice(choice.action, known[choice.market], choice.usd)
+    if choice.size is None:
+        return Invalid(_OTHER_SIZE)
+    return SizedChoice(choice.action, known[choice.market], choice.size)
 
 
 def _why_no_choice(body: str) -> str:
@@ -107,7 +120,7 @@ def _why_no_choice(body: str) -> str:
         return f"not JSON: {error}"
     if isinstance(answer, dict) and answer.get("action") in ("buy", "sell", "hold"):
         if isinstance(answer.get("market"), str):
-            return "an amount that is no whole number"
+            return _OTHER_SIZE
         return f"unknown market {str(answer.get('market'))[:SHOWN_CHARACTERS]!r}"
     return "no action among buy, sell, hold"
 
@@ -224,12 +237,16 @@ def scripted_call(name: str, seen: Observation, action: Action | Invalid, game: 
 
 
 def choice_of(action: Action, game: Game = ONE_TICK_GAME) -> Choice:
-    """The choice that an opening order stands for, in a game with amounts its stake too; hold for anything else."""
+    """The choice that an opening order stands for, in a game with sizes the nearest one too; hold for anything else."""
     if not isinstance(action, OpenPerp | BuyPrediction) or action.side not in ("long", "short", "yes", "no"):
         return HOLDING
     market = action.ticker if isinstance(action, OpenPerp) else action.market
     choice = Choice("buy" if action.side in ("long", "yes") else "sell", market)
-    return SizedChoice(choice.action, market, round(stake_usd(action))) if game.amounts else choice
+    if not game.sizes:
+        return choice
+    stake = stake_usd(action)
+    nearest: Size = min(SIZES_USD, key=lambda size: abs(SIZES_USD[size] - stake))
+    return SizedChoice(choice.action, market, nearest)
 
 
 def stake_usd(action: Action) -> float:

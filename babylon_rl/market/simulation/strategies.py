@@ -189,13 +189,13 @@ def player(name: str, scenario: Scenario, game: Game, stake_usd: float | None = 
     """The factory of a strategy in a game, such that an answer of the game can name each of its orders.
 
     Args:
-        stake_usd: dollars of an order, times leverage. By default the strategy's own, in a game with amounts the usual stake.
+        stake_usd: dollars of an order, times leverage. By default the strategy's own, in a game with sizes the usual stake.
 
     Raises:
         MarketError: there is no agent of that name.
     """
     if game.mandate == ONE_TICK:
-        return factory(name, scenario, stake_usd=STAKE_USD if game.amounts and stake_usd is None else stake_usd)
+        return factory(name, scenario, stake_usd=STAKE_USD if game.sizes and stake_usd is None else stake_usd)
     if stake_usd is None:
         own = factory(name, scenario, game.mandate)
         return lambda agent_id, seed: _OnTheMenu(own(agent_id, seed))
