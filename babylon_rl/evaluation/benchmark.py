@@ -138,7 +138,7 @@ def version_source(model: Model, role: str, settings: Settings) -> ModelSource |
 
 
 def same_prompt(one: Game, other: Game) -> bool:
-    """Whether two games show the same words; they may differ in the amounts of an answer."""
+    """Whether two games show the same words; they may differ in the stakes of an answer."""
     return (one.prompt_version, one.mandate) == (other.prompt_version, other.mandate)
 
 
