@@ -3,7 +3,7 @@
 In memory, with the product's market, loss, trainer and bounds. All arms continue from one first generation (scripts and one agent of ours,
 credit by tick). A later one replays the legal answers to each prompt for their tick, weighed by the parent's probabilities. A refused
 version is not continued from; a version plays the gate's markets alone: dollars, dollars that its decisions can be expected to bring by the
-prompt, share of reports followed. Arm `on` has every cure, `off` none, `no-CURE` all but one:
+prompt, share of reports followed, mean stake of its orders. Arm `on` has every cure, `off` none, `no-CURE` all but one:
 
 * kl: trust region around the parent, and the bound of a kind of prompt
 * rate: by generation, else 3e-3 in each
@@ -261,8 +261,10 @@ def examine(player: Player, markets: Sequence[Scenario], game: Game) -> dict[str
                 reports += 1
                 taken = one.choice_k[one.taken]
                 followed += taken.market == event.about and taken.direction == event.direction
+    stakes_usd = [stake(one.choice_k[one.taken]) for one in asked if one.choice_k[one.taken].market is not None]
     sums = {"pnl": math.fsum(record[OWN].pnl_usd for record in records), "expected": expected, "atTemperature1": soft, "best": best}
-    return {name: round(usd / len(markets), 1) for name, usd in sums.items()} | {"followed": round(followed / reports, 3)}
+    means = {name: round(usd / len(markets), 1) for name, usd in sums.items()}
+    return means | {"followed": round(followed / reports, 3), "stake": round(fmean(stakes_usd or [0.0]))}
 
 
 def run_generation(
@@ -290,7 +292,7 @@ def run_generation(
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Means over the seeds, a row for each arm and generation."""
-    heads = ("expected", "atTemperature1", "pnl", "followed", "klParent", "stepBack", "turnedShare", "topActionShare", "entropy")
+    heads = ("expected", "atTemperature1", "pnl", "followed", "stake", "klParent", "stepBack", "turnedShare", "topActionShare", "entropy")
     found = ["| arm | generation | seeds | refused | " + " | ".join(heads) + " |", "|---" * (4 + len(heads)) + "|"]
     for arm, generation in dict.fromkeys((line["arm"], line["generation"]) for line in lines):
         alike = [line for line in lines if (line["arm"], line["generation"]) == (arm, generation)]
@@ -310,18 +312,22 @@ def main() -> None:
     parser.add_argument("--markets", type=int, default=48, help="of the gate that a version is examined in")
     parser.add_argument("--arms", nargs="+", default=compared, choices=compared)
     parser.add_argument("--game", default="one-tick", choices=("one-tick", "posts", "amounts"))
+    parser.add_argument(
+        "--parent", type=Path, metavar="CHECKPOINT", help="a version in place of generation 1; of any game that it can read"
+    )
     given = parser.parse_args()
     set_threads(1)
     settings = load_settings()
-    given.out = settings.home / "trust-region"
-    given.out.mkdir(exist_ok=True)
+    first, start = (1, given.game) if given.parent is None else (2, f"{given.game}-after-{given.parent.resolve().name}")
+    given.out = settings.home / "trust-region" / start
+    given.out.mkdir(parents=True, exist_ok=True)
     kept = given.out / "lines.jsonl"
     known = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     lines = {(line["arm"], line["seed"], line["generation"]): line for line in known}
     for seed in range(given.seeds):
         for arm in given.arms:
-            parent: Path | None = None
-            for generation in range(1, given.generations + 1):
+            parent: Path | None = given.parent
+            for generation in range(first, given.generations + 1):
                 name = FIRST if generation == 1 else arm
                 if (name, seed, generation) not in lines:
                     line = lines[name, seed, generation] = run_generation(given, settings, name, seed, generation, parent)
