@@ -11,13 +11,14 @@ from babylon_rl.episodes.reading import read_window, trajectories_with_texts
 from babylon_rl.errors import MarketError
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.game_rows import CLOSING
+from babylon_rl.market.simulation.actions import Invalid, OpenPerp
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.games import AMOUNTS, GAMES, ONE_TICK_GAME, POSITIONS, POSTS, Game, game_asked, game_named, game_of
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.model_agent import model_agent
-from babylon_rl.market.simulation.prompting import version_of
-from babylon_rl.market.simulation.run import play
+from babylon_rl.market.simulation.prompting import labels, ordered, version_of
+from babylon_rl.market.simulation.run import GameTable, play
 from babylon_rl.market.simulation.strategies import STRATEGIES, player
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.grammar import language
@@ -133,3 +134,14 @@ def test_a_game_is_found_by_its_name_its_mandate_and_its_calls() -> None:
         game_asked(FREE, "trader-v1")
     assert game_of([], []) == ONE_TICK_GAME and game_of(["trader-v2"], []) == POSTS
     assert game_of(["trader-v2"], ["trade-size", "action"]) == AMOUNTS and game_of(["trader-v1"], ["action"]) is None
+
+
+@pytest.mark.parametrize("stake", [{}, {"usd": 1500}, {"size": "huge"}, {"size": 1500}], ids=["none", "dollars", "huge", "a number"])
+def test_an_answer_without_one_of_the_sizes_costs_the_turn_and_says_which_there_are(stake: dict[str, object]) -> None:
+    scenario = generate(preset("hour", seed=3))
+    table = GameTable(scenario, {"a": player("balanced", scenario, AMOUNTS)}, seed=3, game=AMOUNTS)
+    seen = table.look()["a"]
+    answer = {"action": "buy", "market": next(iter(labels(seen)))}
+    assert ordered(json.dumps(answer | stake), seen, AMOUNTS) == Invalid("a size other than small, medium, large")
+    found = ordered(json.dumps(answer | {"size": "large"}), seen, AMOUNTS)
+    assert isinstance(found, OpenPerp) and found.usd * found.leverage == 5000
