@@ -121,7 +121,7 @@ def _brought(table: GameTable, actions: Mapping[str, Decision], agent: str) -> f
 def _decided(turn: RecordedTurn, text: str, seen: Observation, game: Game) -> Decision:
     """The order of an answer, as the agent of this turn gave it."""
     choice = prompting.parse_choice(text, seen, game)
-    if isinstance(choice, Invalid) or game.sizes:
+    if isinstance(choice, Invalid) or game.names_size:
         return Decision(prompting.ordered(text, seen, game))
     return Decision(order(choice, seen, STAKES_USD.get(turn.model.removeprefix(SCRIPTED), STAKE_USD)))
 

@@ -1,7 +1,5 @@
 """A version is compared in the game of its training calls; where it chooses dollars, beside scripts at its size."""
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,26 +16,16 @@ from babylon_rl.market.simulation.games import AMOUNTS, GAMES, ONE_TICK_GAME, PO
 from babylon_rl.market.simulation.prompt_reader import WITH_AMOUNTS
 from babylon_rl.types import BenchmarkReport
 from babylon_rl_tests.evaluation.conftest import NOW, simulated
-from babylon_rl_tests.evaluation.endpoint import endpoint, hold, reads_fresh, reads_news
+from babylon_rl_tests.evaluation.endpoint import at_size, endpoint, hold, reads_fresh, reads_news
 from babylon_rl_tests.evaluation.results import result
 
 EACH = pytest.mark.parametrize("game", GAMES.values(), ids=list(GAMES))
 
 
-def sized(size: str) -> Callable[[str, list[str]], str]:
-    """Reads the news and names a size."""
-
-    def rule(prompt: str, markets: list[str]) -> str:
-        answer = json.loads(reads_news(prompt, markets))
-        return json.dumps(answer if answer["action"] == "hold" else answer | {"size": size})
-
-    return rule
-
-
 @pytest.mark.long
 def test_a_version_trained_on_amounts_is_compared_in_amounts_beside_scripts_at_its_stake(connection, settings, make_version) -> None:
     batch = make_version("v1.0.0", game=AMOUNTS)
-    with endpoint(base=hold, **{"v1.0.0": sized("large")}) as served:
+    with endpoint(base=hold, **{"v1.0.0": at_size(reads_news, "large")}) as served:
         report = evaluate_batch(connection, batch, settings, lambda line: None, clock=lambda: NOW, serving=served.serving)
         asked = dict(served.asked)
         again = evaluate_batch(connection, batch, settings, lambda line: None, clock=lambda: NOW, serving=served.serving)

@@ -12,7 +12,7 @@ from babylon_rl.errors import MarketError
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.game_rows import CLOSING
 from babylon_rl.market.simulation.actions import Invalid, OpenPerp
-from babylon_rl.market.simulation.agents import FREE, ONE_TICK
+from babylon_rl.market.simulation.agents import FREE, ONE_TICK, SIZES_USD
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.games import AMOUNTS, GAMES, ONE_TICK_GAME, POSITIONS, POSTS, Game, game_asked, game_named, game_of
 from babylon_rl.market.simulation.generation import generate
@@ -61,7 +61,7 @@ def test_an_hour_of_a_game_reads_back_with_answers_that_are_legal_under_their_ow
     assert names == (game.prompt_version, game.grammar) and game_of([names[0]], [names[1]]) == game
     answers = [json.loads(call.response) for call in calls]
     trades = [answer for answer in answers if answer["action"] != "hold"]
-    assert {answer.get("size") for answer in trades} <= set(game.sizes or [None])
+    assert {answer.get("size") for answer in trades} <= set(SIZES_USD if game.names_size else [None])
     assert all(("usd" in answer) == (answer["action"] in ("open_perp", "buy_prediction")) for answer in trades)
     assert spawned(copy_of("migrated"), game) == rows  # the same seed gives the same rows
 

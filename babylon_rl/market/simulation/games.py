@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from babylon_rl.errors import MarketError
-from babylon_rl.market.simulation.agents import FREE, ONE_TICK, SIZES_USD, Mandate
+from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate
 
 TRADER_V1 = "trader-v1"
 TRADER_V2 = "trader-v2"
@@ -17,32 +17,32 @@ VERSIONS = (TRADER_V1, TRADER_V2)  # of prompts
 
 @dataclass(frozen=True)
 class Game:
-    """One game. Under the one-tick mandate ``sizes`` are the words for a stake that an answer may name; without any it is fixed."""
+    """One game. ``names_size``: an answer under the one-tick mandate names its stake, as one of ``SIZES_USD``; else the stake is fixed."""
 
     name: str
     prompt_version: str
     mandate: Mandate
-    sizes: tuple[str, ...] = ()
+    names_size: bool = False
 
     @property
     def grammar(self) -> str:
         """Name of the schemas of its answers; with the prompt version it names the game."""
-        return "trade-size" if self.sizes else "action" if self.mandate == FREE else "trade"
+        return "trade-size" if self.names_size else "action" if self.mandate == FREE else "trade"
 
     @property
     def sized(self) -> bool:
         """Whether an answer chooses its dollars, so that profits compare only beside the stakes."""
-        return bool(self.sizes) or self.mandate == FREE
+        return self.names_size or self.mandate == FREE
 
     @property
     def max_tokens(self) -> int:
         """Most tokens of an answer."""
-        return 96 if self.mandate == FREE else 64 if self.sizes else 48
+        return 96 if self.mandate == FREE else 64 if self.names_size else 48
 
 
 ONE_TICK_GAME = Game("one-tick", TRADER_V1, ONE_TICK)
 POSTS = Game("posts", TRADER_V2, ONE_TICK)
-AMOUNTS = Game("amounts", TRADER_V2, ONE_TICK, tuple(SIZES_USD))
+AMOUNTS = Game("amounts", TRADER_V2, ONE_TICK, names_size=True)
 POSITIONS = Game("positions", TRADER_V2, FREE)
 GAMES = {game.name: game for game in (ONE_TICK_GAME, POSTS, AMOUNTS, POSITIONS)}
 

@@ -78,7 +78,7 @@ def format_of(markets: tuple[str, ...], game: Game = ONE_TICK_GAME) -> dict[str,
     """The schema of a choice among markets by the names that they are shown under, as OpenAI's ``response_format``; not to be changed."""
     forms = [form({"action": {"const": "hold"}})]
     if markets:
-        size = {"size": {"enum": list(game.sizes)}} if game.sizes else {}
+        size = {"size": {"enum": list(SIZES_USD)}} if game.names_size else {}
         forms.insert(0, form({"action": {"enum": ["buy", "sell"]}, "market": {"enum": list(markets)}} | size))
     return any_of(game.grammar, forms)
 
@@ -96,7 +96,7 @@ def parse_choice(text: str, seen: Observation, game: Game = ONE_TICK_GAME) -> Ch
     """Read an answer, alone or in a code fence. An answer outside the schema is ``Invalid`` with the reason. Never raises."""
     body = unfenced(text)
     try:
-        choice = _sized.decode(body) if game.sizes else _choices.decode(body)
+        choice = _sized.decode(body) if game.names_size else _choices.decode(body)
     except msgspec.ValidationError:
         return Invalid(_why_no_choice(body))
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
@@ -106,11 +106,9 @@ def parse_choice(text: str, seen: Observation, game: Game = ONE_TICK_GAME) -> Ch
     known = labels(seen)
     if choice.market not in known:
         return Invalid(f"unknown market {str(choice.market)[:SHOWN_CHARACTERS]!r}")
-    if not isinstance(choice, SizedChoice):
-        return Choice(choice.action, known[choice.market])
-    if choice.size is None:
+    if isinstance(choice, SizedChoice) and choice.size is None:
         return Invalid(_OTHER_SIZE)
-    return SizedChoice(choice.action, known[choice.market], choice.size)
+    return msgspec.structs.replace(choice, market=known[choice.market])
 
 
 def _why_no_choice(body: str) -> str:
@@ -242,7 +240,7 @@ def choice_of(action: Action, game: Game = ONE_TICK_GAME) -> Choice:
         return HOLDING
     market = action.ticker if isinstance(action, OpenPerp) else action.market
     choice = Choice("buy" if action.side in ("long", "yes") else "sell", market)
-    if not game.sizes:
+    if not game.names_size:
         return choice
     stake = stake_usd(action)
     nearest: Size = min(SIZES_USD, key=lambda size: abs(SIZES_USD[size] - stake))

@@ -195,7 +195,7 @@ def player(name: str, scenario: Scenario, game: Game, stake_usd: float | None = 
         MarketError: there is no agent of that name.
     """
     if game.mandate == ONE_TICK:
-        return factory(name, scenario, stake_usd=STAKE_USD if game.sizes and stake_usd is None else stake_usd)
+        return factory(name, scenario, stake_usd=STAKE_USD if game.names_size and stake_usd is None else stake_usd)
     if stake_usd is None:
         own = factory(name, scenario, game.mandate)
         return lambda agent_id, seed: _OnTheMenu(own(agent_id, seed))
