@@ -3,8 +3,8 @@
 In memory, with the product's market, loss, trainer and bounds. All arms continue from one first generation (scripts and one agent of
 ours, credit by tick), or from --parent. A later one replays the legal answers to each prompt for their tick, weighed by the parent's
 probabilities. A refused version is not continued from; a version plays the gate's markets alone: dollars, dollars that its decisions can
-be expected to bring by the prompt, share of reports followed, mean stake of its orders. Arm `on` has every cure, `off` none, `no-CURE`
-all but one:
+be expected to bring by the prompt (not of positions that last), share of reports followed, mean stake of its orders, shares of decisions
+that hold and that close. Arm `on` has every cure, `off` none, `no-CURE` all but one:
 
 * kl: trust region around the parent, and the bound of a kind of prompt
 * rate: by generation, else 3e-3 in each
@@ -21,7 +21,7 @@ import json
 import math
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +36,11 @@ from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.judge.answer_groups import tick_score
 from babylon_rl.judge.consensus import ADVANTAGE_SCALE
 from babylon_rl.market.headlines import TRAINING
+from babylon_rl.market.replay import gains
 from babylon_rl.market.simulation import agents, prompting, strategies
-from babylon_rl.market.simulation.agents import QUESTION_STAKE, STAKE_USD, Choice, Decision, SizedChoice
+from babylon_rl.market.simulation.agents import ONE_TICK, QUESTION_STAKE, STAKE_USD, Choice, Decision, SizedChoice
 from babylon_rl.market.simulation.config import MarketModel, preset
-from babylon_rl.market.simulation.games import Game, game_named
+from babylon_rl.market.simulation.games import GAMES, Game, game_named
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.questions import room
 from babylon_rl.market.simulation.record import AgentRecord, Call
@@ -80,7 +81,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Asked:
-    """A decision of ours: its K legal answers with their tokens' log-probabilities, probabilities and choices, and the one taken."""
+    """A decision of ours: its K legal answers with their tokens' log-probabilities, probabilities and choices, and the one taken.
+
+    ``usd_k`` are the answers' dollars over holding in the tick, empty where they were not asked for.
+    """
 
     hour: int
     tick: int
@@ -89,6 +93,7 @@ class Asked:
     probability_k: list[float]
     choice_k: list[Choice]
     taken: int
+    usd_k: list[float]
 
 
 class Player:
@@ -122,7 +127,14 @@ class Player:
 
 
 def play_hours(
-    player: Player, hours: Sequence[Scenario], scripts: Sequence[str], seed: str, game: Game, *, greedy: bool
+    player: Player,
+    hours: Sequence[Scenario],
+    scripts: Sequence[str],
+    seed: str,
+    game: Game,
+    *,
+    greedy: bool = False,
+    replayed: bool = False,
 ) -> tuple[list[Asked], list[dict[str, AgentRecord]]]:
     """Play hours in lockstep, each with one agent of ours; return its decisions and all records by hour."""
     rng, asked = random.Random(seed), list[Asked]()
@@ -130,7 +142,7 @@ def play_hours(
     rooms = [
         GameTable(
             hour,
-            {name: strategies.player(name, hour, game) for name in scripts} | {OWN: strategies.factory("balanced", hour)},
+            {name: strategies.player(name, hour, game) for name in scripts} | {OWN: strategies.player("balanced", hour, game)},
             seed,
             game=game,
         )
@@ -147,10 +159,12 @@ def play_hours(
             taken = probability_k.index(max(probability_k)) if greedy else rng.choices(range(len(texts)), probability_k)[0]
             read = [prompting.parse_choice(text, own, game) for text in texts]
             choice_k = [choice for choice in read if isinstance(choice, Choice)]
-            asked.append(Asked(place, tick, list(legal[place].values()), logprobs_k, probability_k, choice_k, taken))
             call = Call(OWN, prompts[place][0], texts[taken], game.prompt_version, prompts[place][1])
             decisions = {name: table.seats[name].decide(table.seen[name], lambda: 0.0) for name in scripts}
-            table.play(decisions | {OWN: Decision(agents.order(choice_k[taken], own, stake(choice_k[taken])), call)})
+            own_k = {text: Decision(prompting.ordered(text, own, game)) for text in texts} if replayed else {}
+            usd_k = list(gains(table, decisions, OWN, own_k).values()) if replayed else []
+            asked.append(Asked(place, tick, list(legal[place].values()), logprobs_k, probability_k, choice_k, taken, usd_k))
+            table.play(decisions | {OWN: Decision(prompting.ordered(texts[taken], own, game), call)})
     for table in rooms:
         table.look()
     return asked, [{name: seat.record for name, seat in table.seats.items()} for table in rooms]
@@ -161,8 +175,8 @@ def stake(choice: Choice) -> float:
     return (choice.usd or 0.0) if isinstance(choice, SizedChoice) else STAKE_USD
 
 
-def dollars(hour: Scenario, tick: int, choice: Choice, *, expected: bool) -> float:
-    """Dollars of a choice held for its tick: by the market's course, or the mean over what the prompt does not tell."""
+def expected_dollars(hour: Scenario, tick: int, choice: Choice) -> float:
+    """Dollars of a choice held for its tick: the mean over what the prompt does not tell."""
     if choice.market is None:
         return 0.0
     stock = next((asset for asset in hour.assets if asset.ticker == choice.market), None)
@@ -172,12 +186,10 @@ def dollars(hour: Scenario, tick: int, choice: Choice, *, expected: bool) -> flo
             truth, strength = (MODEL.rumour_truth, MODEL.rumour_strength) if event.rumour else (MODEL.report_truth, 1.0)
             move = event.direction * (2 * truth - 1) * strength * (MODEL.question_effect if stock is None else MODEL.event_effect)
     if stock is not None:
-        moved = move if expected else math.log(stock.prices[tick + 1] / stock.prices[tick])
-        return agents.stock_profit(choice.direction, stake(choice), moved, MODEL.fee)
-    crowd = hour.question(choice.market).crowd
-    now, then = (math.log(yes / (1 - yes)) for yes in (crowd[tick], crowd[tick + 1]))
-    moved = move * room(now, MODEL.question_limit) if expected else then - now
-    return agents.question_profit(choice.direction, stake(choice) * QUESTION_STAKE, crowd[tick], moved, MODEL.fee, MODEL.pool_shares)
+        return agents.stock_profit(choice.direction, stake(choice), move, MODEL.fee)
+    yes = hour.question(choice.market).crowd[tick]
+    moved = move * room(math.log(yes / (1 - yes)), MODEL.question_limit)
+    return agents.question_profit(choice.direction, stake(choice) * QUESTION_STAKE, yes, moved, MODEL.fee, MODEL.pool_shares)
 
 
 def first_rows(player: Player, asked: Sequence[Asked], records: Sequence[dict[str, AgentRecord]]) -> list[Row]:
@@ -197,11 +209,11 @@ def first_rows(player: Player, asked: Sequence[Asked], records: Sequence[dict[st
     return rows
 
 
-def answer_rows(hours: Sequence[Scenario], asked: Sequence[Asked], *, fixed_scale: bool) -> list[Row]:
+def answer_rows(asked: Sequence[Asked], *, fixed_scale: bool) -> list[Row]:
     """Every answer to each prompt, scored by its replay for the tick, relative to the mean over the policy."""
     rows = []
     for one in asked:
-        scores = [tick_score(dollars(hours[one.hour], one.tick, choice, expected=False)) for choice in one.choice_k]
+        scores = [tick_score(usd) for usd in one.usd_k]
         total = math.fsum(one.probability_k)
         p_k = [probability / total for probability in one.probability_k]
         mean = math.fsum(p * score for p, score in zip(p_k, scores, strict=True))
@@ -255,11 +267,12 @@ def examine(player: Player, markets: Sequence[Scenario], game: Game) -> dict[str
     """Dollars an hour of the policy alone in each market, by its likeliest answers: earned, expected, and the best by the prompt."""
     asked, records = play_hours(player, markets, (), "benchmark", game, greedy=True)
     reports, followed, expected, soft, best, stakes_usd = 0, 0, 0.0, 0.0, 0.0, list[float]()
+    actions = Counter(one.choice_k[one.taken].action for one in asked)
     for one in asked:
         taken = one.choice_k[one.taken]
-        if taken.market is not None:
+        if taken.direction:
             stakes_usd.append(stake(taken))
-        usd = [dollars(markets[one.hour], one.tick, choice, expected=True) for choice in one.choice_k]
+        usd = [expected_dollars(markets[one.hour], one.tick, choice) for choice in one.choice_k]
         expected, best = expected + usd[one.taken], best + max(usd)
         soft += math.fsum(p * value for p, value in zip(one.probability_k, usd, strict=True))
         for event in markets[one.hour].events_at(one.tick)[:1]:
@@ -267,8 +280,9 @@ def examine(player: Player, markets: Sequence[Scenario], game: Game) -> dict[str
                 reports += 1
                 followed += taken.market == event.about and taken.direction == event.direction
     sums = {"pnl": math.fsum(record[OWN].pnl_usd for record in records), "expected": expected, "atTemperature1": soft, "best": best}
-    means = {name: round(usd / len(markets), 1) for name, usd in sums.items()}
-    return means | {"followed": round(followed / reports, 3), "stake": round(fmean(stakes_usd or [0.0]))}
+    means = {name: round(usd / len(markets), 1) for name, usd in sums.items() if name == "pnl" or game.mandate == ONE_TICK}
+    shares = {"followed": followed / reports} | {name: actions[name] / len(asked) for name in ("hold", "close")}
+    return means | {name: round(share, 3) for name, share in shares.items()} | {"stake": round(fmean(stakes_usd or [0.0]))}
 
 
 def run_generation(
@@ -280,8 +294,9 @@ def run_generation(
     edition = BASE_EDITION if generation == 1 else TRAINING
     hours = [generate(preset("hour", seed=f"training/{seed}/{number}", edition=edition, agents=6)) for number in numbers]
     player = Player(base, parent)
-    asked, records = play_hours(player, hours, strategies.STRATEGIES if generation == 1 else (), f"{seed}/{generation}", game, greedy=False)
-    rows = first_rows(player, asked, records) if generation == 1 else answer_rows(hours, asked, fixed_scale="scale" not in ARMS[arm])
+    scripts = strategies.STRATEGIES if generation == 1 else ()
+    asked, records = play_hours(player, hours, scripts, f"{seed}/{generation}", game, replayed=generation > 1)
+    rows = first_rows(player, asked, records) if generation == 1 else answer_rows(asked, fixed_scale="scale" not in ARMS[arm])
     played_s = time.perf_counter() - began_s
     line: dict[str, Any] = {"arm": arm, "seed": seed, "generation": generation, "answers": len(rows), "playSeconds": round(played_s)}
     out = given.out / f"{arm}-{seed}-{generation}"
@@ -296,7 +311,8 @@ def run_generation(
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Means over the seeds, a row for each arm and generation."""
-    heads = ("expected", "atTemperature1", "pnl", "followed", "stake", "klParent", "stepBack", "turnedShare", "topActionShare", "entropy")
+    play = ("expected", "atTemperature1", "pnl", "followed", "stake", "hold", "close")
+    heads = (*play, "klParent", "stepBack", "turnedShare", "topActionShare", "entropy")
     found = ["| arm | generation | seeds | refused | " + " | ".join(heads) + " |", "|---" * (4 + len(heads)) + "|"]
     for arm, generation in dict.fromkeys((line["arm"], line["generation"]) for line in lines):
         alike = [line for line in lines if (line["arm"], line["generation"]) == (arm, generation)]
@@ -315,7 +331,7 @@ def main() -> None:
     parser.add_argument("--hours", type=int, default=24, help="of play in a generation")
     parser.add_argument("--markets", type=int, default=48, help="of the gate that a version is examined in")
     parser.add_argument("--arms", nargs="+", default=compared, choices=compared)
-    parser.add_argument("--game", default="one-tick", choices=("one-tick", "posts", "amounts"))
+    parser.add_argument("--game", default="one-tick", choices=tuple(GAMES))
     parser.add_argument(
         "--parent", type=Path, metavar="CHECKPOINT", help="a version in place of generation 1; of any game that it can read"
     )

@@ -121,7 +121,7 @@ def standings(
         ],
     }  # fmt: skip
     title = f"{comparison.markets} unseen markets, mean P&L with its 95 % interval"
-    emit(document, [Table(gate_columns(comparison.reference, comparison.game.sized), comparison.rows, title)], as_json)
+    emit(document, [Table(gate_columns(comparison.reference, comparison.game.names_size), comparison.rows, title)], as_json)
 
 
 def _played(names: list[str], markets: int | None, reference: str | None, game: Game) -> Comparison:

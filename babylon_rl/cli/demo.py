@@ -178,7 +178,7 @@ def _parts(document: dict[str, Any]) -> list[Table | str]:
     rows = document["rows"]
     parts.append(f"\nThe same unseen markets ({rows[0]['markets']}), one agent alone in each; dollars an hour, 95 % intervals\n")
     played = next((game_named(row["game"]) for row in rows if "game" in row), ONE_TICK_GAME)
-    parts.append(Table(demo_columns(document["reference"], played.sized), rows))
+    parts.append(Table(demo_columns(document["reference"], played.names_size), rows))
     parts.append(f"\n{verdict(document)}\n")
     parts += [f"{row['holdFloor']}\n" for row in rows if row.get("holdFloor")]
     for name, value in (

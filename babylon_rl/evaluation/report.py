@@ -323,7 +323,7 @@ def _footer(game: Game, analyses: int) -> str:
     """What the numbers of a report mean, in the game that was played."""
     best = CEILING_OF_GAME.get(game.name)
     ceiling = "" if best is None else f"The ceiling is the best play from what the prompt shows ({best.name}), without foresight. "
-    stakes = "; players stake different dollars" if game.sized else " with the same stake"
+    stakes = "; players stake different dollars" if game.names_size else " with the same stake"
     return (
         "P&L in dollars of one market hour, mean and 95 % interval over the markets; differences are paired market by market. The gate may "
         f"look at a growing benchmark {analyses} times: intervals of differences keep 95 % over all looks together, p-values of the pairs "
@@ -435,7 +435,7 @@ def ceiling_words(row: Mapping[str, Any]) -> str:
 
 def markdown(comparison: Comparison, verdict: GateVerdict) -> str:
     """The report as a Markdown document of one screen."""
-    columns = gate_columns(comparison.reference, comparison.game.sized)
+    columns = gate_columns(comparison.reference, comparison.game.names_size)
     parts = [
         f"**{verdict.decision.replace('_', ' ')}**: {verdict.reason}",
         markdown_rows(columns, comparison.rows),

@@ -22,7 +22,7 @@ AT_THE_STAKE = (*STRATEGIES, NEWS_READER, "oracle")
 
 def scripts_at_stake(snapshots: Sequence[Snapshot], results: Sequence[MarketResult]) -> dict[str, tuple[str, list[MarketResult]]]:
     """Strategies at the mean stake of a player's results; none in games with one fixed stake, or where it never traded."""
-    stake = mean_stake_usd(results) if snapshots[0].game.sized else None
+    stake = mean_stake_usd(results) if snapshots[0].game.names_size else None
     return {} if stake is None else script_rows(snapshots, AT_THE_STAKE, stake)
 
 

@@ -1,12 +1,12 @@
 """Replay of a simulated hour: dollars of every answer that an agent could have given, each played for its tick.
 
 The hour is played again with everybody's recorded answers. At a recorded call the exchange is copied once for each answer that the call's
-schema allows, and the tick is played in the copy with everybody else's recorded answers, in the recorded order of fills. So the recorded
-answer brings what it brought.
+schema allows, and the tick is played in the copy with everybody else's recorded answers, in the recorded order of fills. An answer's
+dollars are over those of holding: what is open moves with every answer but the one that closes it, and counts by what closing would bring.
 
 A replay that differs from the record says nothing about the hour. Every prompt must be the recorded one to the byte, and every agent's P&L
-the recorded one to the digits that are kept; otherwise the hour is refused. Left out: positions that last, whose worth is known only after
-the tick.
+the recorded one to the digits that are kept; otherwise the hour is refused. Left out: what an answer brings after its
+tick.
 """
 
 import copy
@@ -17,9 +17,10 @@ from typing import Any
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.market.simulation import prompting
 from babylon_rl.market.simulation.actions import Action, Invalid
-from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, Decision, Mandate, order
+from babylon_rl.market.simulation.agents import STAKE_USD, Decision, Mandate, order
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.market.simulation.observation import Observation
+from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.run import GameTable
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.market.simulation.strategies import STAKES_USD
@@ -52,7 +53,7 @@ class RecordedTurn:
 
 @dataclass(frozen=True, slots=True)
 class ReplayedCall:
-    """The answers to one recorded prompt, in the order of its schema, each with the dollars that it brings in its tick."""
+    """The answers to one recorded prompt, in the order of its schema, each with its dollars over holding in its tick."""
 
     trajectory_id: str
     call_id: str
@@ -73,9 +74,7 @@ def replay(
     Raises:
         MarketError: the replay differs from the record; the message names the first difference.
     """
-    if game.mandate != ONE_TICK:
-        raise MarketError(f"What a position of the game {game.name} is worth is known only after its tick.")
-    table = GameTable(scenario, {agent: lambda *_: _Recorded() for agent in seats}, seed, seats)
+    table = GameTable(scenario, {agent: lambda *_: _Recorded(game.mandate) for agent in seats}, seed, seats)
     found: list[ReplayedCall] = []
     for agent, own in turns.items():
         if len(own) != scenario.ticks:
@@ -85,11 +84,12 @@ def replay(
         actions = {agent: _decided(turns[agent][tick], turns[agent][tick].response, seen[agent], game) for agent in seats}
         for agent in seats:
             turn, observed = turns[agent][tick], seen[agent]
-            if turn.call_id and list(turn.messages) != prompting.messages(observed, game.prompt_version, game.mandate):
+            if turn.call_id and list(turn.messages) != prompting.messages(observed, game.prompt_version):
                 raise MarketError(f"The replay of tick {tick} shows {agent} another prompt than the recorded one.")
             if turn.asks and turn.response in (answers := _answers(turn)):
-                brought = tuple((text, _brought(table, actions | {agent: _decided(turn, text, observed, game)}, agent)) for text in answers)
-                found.append(ReplayedCall(turn.trajectory_id, turn.call_id, turn.model_version, brought))
+                decided = {text: _decided(turn, text, observed, game) for text in answers}
+                gained = tuple(gains(table, actions, agent, decided).items())
+                found.append(ReplayedCall(turn.trajectory_id, turn.call_id, turn.model_version, gained))
         table.play(actions)
     table.look()
     for agent, own in turns.items():
@@ -101,14 +101,22 @@ class _Recorded:
     """Agent whose decisions are given from outside."""
 
     name = "recorded"
-    mandate: Mandate = ONE_TICK
+
+    def __init__(self, mandate: Mandate) -> None:
+        self.mandate = mandate
 
     def decide(self, seen: Observation) -> Action:
         raise NotImplementedError("a recorded agent is given its actions")
 
 
+def gains(table: GameTable, actions: Mapping[str, Decision], agent: str, decisions: Mapping[str, Decision]) -> dict[str, float]:
+    """Dollars over holding of each decision that one agent could make in the tick of everybody's ``actions``, by the decisions' names."""
+    held = _brought(table, {**actions, agent: Decision(HOLD)}, agent)
+    return {name: _brought(table, {**actions, agent: decision}, agent) - held for name, decision in decisions.items()}
+
+
 def _brought(table: GameTable, actions: Mapping[str, Decision], agent: str) -> float:
-    """Dollars of one agent in the tick of these actions, its positions closed as its mandate has it."""
+    """Dollars of one agent in the tick of these actions."""
     scenario = table.exchange.scenario
     # The copy plays on alone; what never changes is shared.
     shared = [scenario, table.exchange.model, table.newsroom, *scenario.assets, *scenario.questions, *table.seen.values()]

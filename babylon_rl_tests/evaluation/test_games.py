@@ -106,7 +106,7 @@ def test_scripts_play_the_gates_markets_of_every_game(game: Game) -> None:
     assert game == POSITIONS or (fixed == {0, 1500} and {name: round(stakes[name]) for name in best} == best)
     reader = rows["news-reader"][1]
     staked = scripts_at_stake(snapshots, reader)
-    assert bool(staked) == game.sized and market_rows([gate_job(gate_script("news-reader", game), snapshots[0])]) == reader[:1]
+    assert bool(staked) == game.names_size and market_rows([gate_job(gate_script("news-reader", game), snapshots[0])]) == reader[:1]
 
 
 def played(held: int, own_trade_usd: float | None) -> Any:
@@ -150,7 +150,7 @@ def test_tables_of_games_with_a_fixed_stake_stay_as_they_are() -> None:
     assert more[: len(plain)] == plain and more[len(plain) :] == ["mean stake, $", "Sharpe of hours", "worst hour, $"]
     row = {"meanStake": 1234.4, "hourlySharpe": 0.517, "worstHour": -310.2, "maxDrawdown": 88.0}
     cells = [column.cell(row) for column in demo_columns("base", sized=True)[-4:]]
-    assert cells == ["1234", "+0.52", "-310", "88"] and ONE_TICK_GAME.sized is False
+    assert cells == ["1234", "+0.52", "-310", "88"] and ONE_TICK_GAME.names_size is False
 
 
 @pytest.mark.parametrize("game", [AMOUNTS, POSITIONS], ids=["amounts", "positions"])

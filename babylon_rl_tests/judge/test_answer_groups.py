@@ -10,6 +10,7 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.answer_groups import NO_CALLS, NO_SOURCE, NOT_SIMULATED, OTHERS, answer_rules, sync_answer_groups, tick_score
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market import replay
+from babylon_rl.market.simulation.games import POSITIONS
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
@@ -21,6 +22,7 @@ from babylon_rl_tests.market.stand_in import by_seed, stand_in
 pytestmark = pytest.mark.slow  # databases of their own
 NOW = datetime(2025, 11, 16, 9, 30)
 HOURS = ["2025-11-15T10:00", "2025-11-15T11:00"]
+HOLD = '{"action": "hold"}'
 LATER = NOW + timedelta(hours=1)
 
 
@@ -62,8 +64,19 @@ def test_every_call_of_a_model_has_all_its_answers_and_the_recorded_one_brings_w
 def test_a_score_is_the_judges_rule_on_the_dollars_of_the_tick(played: Connection, settings: Settings) -> None:
     answers = [answer for hour in synced(played, settings).values() for group in hour.groups for answer in group.answers]
     assert all(score == tick_score(usd) for _, usd, score in answers)
-    assert {(text, usd) for text, usd, _ in answers if "hold" in text} == {('{"action": "hold"}', 0.0)}
+    assert {(text, usd) for text, usd, _ in answers if "hold" in text} == {(HOLD, 0.0)}
     assert tick_score(20.0) > tick_score(5.0) > tick_score(0.0) > tick_score(-5.0) > tick_score(-20.0)
+
+
+def test_answers_of_positions_that_last_have_their_dollars_over_holding(database: Database, settings: Settings) -> None:
+    with stand_in(by_seed) as served, ChatClient(served.url, None, "v1.0.0") as client, database.connect(autocommit=True) as connection:
+        asks = model_agent(client, game=POSITIONS)
+        spawn(connection, SpawnRequest(7, 2, len(HOURS), 3, start=HOURS[0], game=POSITIONS), NOW, asks)
+        hours = synced(connection, settings)
+    assert {hour.reason for hour in hours.values()} == {""} and [len(hour.groups) for hour in hours.values()] == [24, 24]
+    brought = {usd for hour in hours.values() for group in hour.groups for text, usd, _ in group.answers if "close" in text}
+    assert {usd > 0 for usd in brought} == {True, False}
+    assert all((HOLD, 0.0, tick_score(0.0)) in group.answers for hour in hours.values() for group in hour.groups)
 
 
 def test_an_hour_that_has_not_changed_is_not_replayed_again(played: Connection, settings: Settings) -> None:

@@ -11,13 +11,15 @@ from babylon_rl.episodes.reading import read_window, trajectories_with_texts
 from babylon_rl.errors import MarketError
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.game_rows import CLOSING
+from babylon_rl.market.replay import gains
 from babylon_rl.market.simulation.actions import Invalid, OpenPerp
-from babylon_rl.market.simulation.agents import FREE, ONE_TICK, SIZES_USD
+from babylon_rl.market.simulation.agents import FREE, HOLDING, ONE_TICK, SIZES_USD, Decision, closing
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.games import AMOUNTS, GAMES, ONE_TICK_GAME, POSITIONS, POSTS, Game, game_asked, game_named, game_of
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.prompting import labels, ordered, version_of
+from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.run import GameTable, play
 from babylon_rl.market.simulation.strategies import STRATEGIES, player
 from babylon_rl.market.spawn import SpawnRequest, spawn
@@ -60,9 +62,9 @@ def test_an_hour_of_a_game_reads_back_with_answers_that_are_legal_under_their_ow
     names = (prompt_version(calls), action_grammar(calls))
     assert names == (game.prompt_version, game.grammar) and game_of([names[0]], [names[1]]) == game
     answers = [json.loads(call.response) for call in calls]
-    trades = [answer for answer in answers if answer["action"] != "hold"]
+    trades = [answer for answer in answers if answer["action"] in ("buy", "sell")]
     assert {answer.get("size") for answer in trades} <= set(SIZES_USD if game.names_size else [None])
-    assert all(("usd" in answer) == (answer["action"] in ("open_perp", "buy_prediction")) for answer in trades)
+    assert any(answer["action"] == "close" for answer in answers) == (game == POSITIONS)
     assert spawned(copy_of("migrated"), game) == rows  # the same seed gives the same rows
 
 
@@ -111,6 +113,25 @@ def test_equity_does_not_change_when_a_position_is_closed() -> None:
         # At the moment of closing; what follows is the change of what is still held.
         profit = getattr(turn.outcome, "profit", None)
         assert profit is not None and (turn.held > 1 or turn.equity_after == pytest.approx(turn.equity, abs=0.01))
+
+
+def test_closing_gains_what_the_position_would_have_lost() -> None:
+    scenario = generate(preset("hour", seed=3))
+    table = GameTable(scenario, {name: player("news-reader", scenario, POSITIONS) for name in "ab"}, seed=3, game=POSITIONS)
+    compared = 0
+    while not table.exchange.over:
+        seen = table.look()
+        decisions = {name: table.seats[name].decide(seen[name], lambda: 0.0) for name in "ab"}
+        own = {market.market: Decision(closing(market)) for market in seen["a"].positions} | {HOLDING.action: Decision(HOLD)}
+        gained = gains(table, decisions, "a", own)
+        before, worth = table.exchange.tick, {position.market: position.worth for position in seen["a"].positions}
+        table.play(decisions | {"a": Decision(HOLD)} if before % 2 else decisions)
+        assert gained.pop("hold") == 0.0
+        if before % 2:
+            after = {position.market: position.worth for position in table.look()["a"].positions}
+            assert gained == pytest.approx({market: worth[market] - after[market] for market in worth}, abs=0.05)
+            compared += len(gained)
+    assert compared > 3
 
 
 @EACH

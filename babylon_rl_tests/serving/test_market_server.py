@@ -16,7 +16,7 @@ from babylon_rl.evaluation.compare_results import compare_results, sound_results
 from babylon_rl.evaluation.play import PLAYER_ID, benchmark_results, scripted
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import decode_result
-from babylon_rl.market.simulation.actions import Action, Invalid, encode_action
+from babylon_rl.market.simulation.actions import Action, Invalid
 from babylon_rl.market.simulation.agents import Agent
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.run import play
@@ -72,7 +72,7 @@ def test_the_same_decisions_bring_the_same_money_as_in_a_run(url: str, name: str
         assert (observation["balance"], observation["equity"]) == (seen.balance, seen.equity)
         assert observation["stocks"] == [camel(stock) for stock in msgspec.to_builtins(seen.stocks)]
         assert [news["text"] for news in observation["headlines"]] == [news.text for news in seen.recent_headlines()]
-        assert player.post("/act", encode_action(action))[0] == 200
+        assert player.post("/act", msgspec.json.encode(action).decode())[0] == 200
         _, answer = player.post("/advance")
         observation = answer.get("observation")
     result = decode_result(msgspec.json.encode(answer["result"]))

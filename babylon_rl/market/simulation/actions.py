@@ -4,8 +4,7 @@ The schema constrains a model that is served with grammars; whatever any other e
 raises: an answer that cannot be used is an ``Invalid`` that says why, and costs the turn.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -75,32 +74,16 @@ def kind(action: Action) -> str:
     return str(action.__struct_config__.tag)
 
 
-def encode_action(action: Action) -> str:
-    """The action as the JSON text that `parse_action` reads, and that a grammar serves: whole numbers have no decimal point."""
-    fields = msgspec.to_builtins(action)
-    whole = {name: int(value) for name, value in fields.items() if isinstance(value, float) and value.is_integer() and abs(value) < 2**53}
-    return json.dumps(fields | whole)
-
-
-def parse_action(text: str, markets: Iterable[str] | None = None, tickers: Iterable[str] | None = None) -> Action | Invalid:
-    """Read an answer: one JSON object, alone or in a code fence.
-
-    Args:
-        markets, tickers: the questions and stocks that can be traded; None: any name is taken.
-    """
+def parse_action(text: str) -> Action | Invalid:
+    """Read an answer: one JSON object, alone or in a code fence. Whether its market exists is the exchange's to say."""
     try:
-        action = _decoder.decode(unfenced(text))
+        return _decoder.decode(unfenced(text))
     except msgspec.ValidationError as error:
         return _invalid(f"not an action: {error}")
     except (msgspec.DecodeError, UnicodeError) as error:
         return _invalid(f"not JSON: {error}")
     except RecursionError:
         return _invalid("not JSON: nested too deeply to be read")
-    if isinstance(action, BuyPrediction | SellPrediction) and markets is not None and action.market not in (known := tuple(markets)):
-        return _invalid(f"unknown market {action.market[:40]!r}; there are {', '.join(known) or 'none'}")
-    if isinstance(action, OpenPerp | ClosePerp) and tickers is not None and action.ticker not in (known := tuple(tickers)):
-        return _invalid(f"unknown ticker {action.ticker[:40]!r}; there are {', '.join(known) or 'none'}")
-    return action
 
 
 def unfenced(text: str) -> str:

@@ -24,6 +24,8 @@ STAKE_USD = 1500.0
 QUESTION_STAKE = 0.35  # of the stake: questions move further than stocks
 # Stakes by the word that an answer names. The base writes each word about as often; of amounts in digits it writes nearly always the same.
 SIZES_USD: dict[Size, int] = {"small": 500, "medium": 1500, "large": 5000}
+# Of stocks where positions last: a stake ties up so much less of the balance.
+LEVERAGES: dict[Size, float] = {"small": 1.0, "medium": 2.0, "large": 5.0}
 
 
 class Agent(Protocol):
@@ -71,19 +73,19 @@ def mandate_of(agent: Agent) -> Mandate:
 
 
 class Choice(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Buy (long, YES), sell (short, NO) or hold. ``market`` is a ticker or a question's id, None for hold."""
+    """Buy (long, YES), sell (short, NO), close what is held, or hold. ``market`` is a ticker or a question's id, None for hold."""
 
-    action: Literal["buy", "sell", "hold"]
+    action: Literal["buy", "sell", "close", "hold"]
     market: str | None = None
 
     @property
     def direction(self) -> int:
         """+1, -1 or 0."""
-        return {"buy": 1, "sell": -1, "hold": 0}[self.action]
+        return {"buy": 1, "sell": -1}.get(self.action, 0)
 
 
 class SizedChoice(Choice, frozen=True, omit_defaults=True):
-    """A choice with the word for its stake, None for hold."""
+    """A choice with the word for its stake, None where none is opened."""
 
     size: Size | None = None
 
@@ -113,10 +115,16 @@ class Strategy(Protocol):
 
 def order(choice: Choice, seen: Observation, stake_usd: float, leverage: float = 1.0) -> Action:
     """The order of a choice."""
-    if choice.market is None or choice.action == "hold":
+    if choice.market is None or choice.direction == 0:
         return HOLD
     is_question = any(question.market == choice.market for question in seen.questions)
     return directed(choice.market, choice.direction, stake_usd, is_question=is_question, leverage=leverage)
+
+
+def leveraged(choice: Choice, seen: Observation, stake_usd: float, leverage: float) -> Action:
+    """The order of a choice whose dollars times leverage are the stake. Questions have no leverage."""
+    times = leverage if any(stock.ticker == choice.market for stock in seen.stocks) else 1.0
+    return order(choice, seen, stake_usd / times, times)
 
 
 def directed(market: str, direction: int, stake_usd: float, *, is_question: bool, leverage: float = 1.0) -> Action:

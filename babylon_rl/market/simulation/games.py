@@ -17,7 +17,7 @@ VERSIONS = (TRADER_V1, TRADER_V2)  # of prompts
 
 @dataclass(frozen=True)
 class Game:
-    """One game. ``names_size``: an answer under the one-tick mandate names its stake, as one of ``SIZES_USD``; else the stake is fixed."""
+    """One game. ``names_size``: an answer names its stake, as one of ``SIZES_USD``; else the stake is fixed."""
 
     name: str
     prompt_version: str
@@ -27,23 +27,18 @@ class Game:
     @property
     def grammar(self) -> str:
         """Name of the schemas of its answers; with the prompt version it names the game."""
-        return "trade-size" if self.names_size else "action" if self.mandate == FREE else "trade"
-
-    @property
-    def sized(self) -> bool:
-        """Whether an answer chooses its dollars, so that profits compare only beside the stakes."""
-        return self.names_size or self.mandate == FREE
+        return "position" if self.mandate == FREE else "trade-size" if self.names_size else "trade"
 
     @property
     def max_tokens(self) -> int:
         """Most tokens of an answer."""
-        return 96 if self.mandate == FREE else 64 if self.names_size else 48
+        return 64 if self.names_size else 48
 
 
 ONE_TICK_GAME = Game("one-tick", TRADER_V1, ONE_TICK)
 POSTS = Game("posts", TRADER_V2, ONE_TICK)
 AMOUNTS = Game("amounts", TRADER_V2, ONE_TICK, names_size=True)
-POSITIONS = Game("positions", TRADER_V2, FREE)
+POSITIONS = Game("positions", TRADER_V2, FREE, names_size=True)
 GAMES = {game.name: game for game in (ONE_TICK_GAME, POSTS, AMOUNTS, POSITIONS)}
 
 

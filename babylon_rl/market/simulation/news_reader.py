@@ -20,7 +20,7 @@ from babylon_rl.market.simulation.agents import (
     Mandate,
     choose,
     closing,
-    order,
+    leveraged,
     question_profit,
     stock_profit,
 )
@@ -159,8 +159,7 @@ class NewsTrader:
                 return closing(position)
         if best is None or best.usd <= 0.0:
             return self._leave(seen)
-        leverage = self._leverage if any(stock.ticker == best.market for stock in seen.stocks) else 1.0
-        return order(choose(best.direction, best.market), seen, self._stake_usd / leverage, leverage)
+        return leveraged(choose(best.direction, best.market), seen, self._stake_usd, self._leverage)
 
     def _expected_loss(self, seen: Observation, position: Held, move: float) -> float:
         if position.side in ("long", "short"):

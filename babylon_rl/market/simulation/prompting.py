@@ -3,14 +3,14 @@
 Versions are files in babylon_rl/market/prompts; what a version's placeholders hold is here and does not change once models were trained
 on it. ``trader-v1`` shows markets, news and the last profit; ``trader-v2`` also positions, posts, memory and questions' time left.
 
-Servers with grammars accept the schemas. Under the one-tick mandate an answer is buy, sell or hold of a market by the name that it is shown
-under: {"action": "buy", "market": "Bluff Social"}; in a game with sizes it also names its stake: {..., "size": "medium"}. Under the free
-mandate it is an action in full, with amounts from a short list, and only what is held can be closed.
+Servers with grammars accept the schemas. An answer is buy, sell or hold of a market by the name that it is shown under:
+{"action": "buy", "market": "Bluff Social"}; in a game with sizes it also names its stake: {..., "size": "medium"}. Where positions last,
+what is held can be closed, {"action": "close", "market": "Bluff Social"}, and until then only added to.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from string import Formatter
@@ -21,35 +21,34 @@ import msgspec
 from babylon_rl.market.simulation.actions import (
     Action,
     BuyPrediction,
+    ClosePerp,
     Invalid,
     OpenPerp,
+    SellPrediction,
     any_of,
-    encode_action,
     form,
-    parse_action,
     unfenced,
 )
 from babylon_rl.market.simulation.agents import (
     FREE,
     HOLDING,
+    LEVERAGES,
     ONE_TICK,
     QUESTION_STAKE,
     SIZES_USD,
     STAKE_USD,
     Choice,
-    Mandate,
     Size,
     SizedChoice,
+    closing,
+    leveraged,
     order,
 )
-from babylon_rl.market.simulation.games import ONE_TICK_GAME, TRADER_V1, VERSIONS, Game
+from babylon_rl.market.simulation.games import ONE_TICK_GAME, POSITIONS, TRADER_V1, VERSIONS, Game
 from babylon_rl.market.simulation.ledger import Refusal
 from babylon_rl.market.simulation.observation import Heard, Observation
 from babylon_rl.market.simulation.record import HOLD, Call, Remembered
 
-USD_STEPS = (100, 250, 500, 1000, 2500)
-LEVERAGES = (1, 2, 5)
-SHARES = (0.5, 1)
 SHOWN_CHARACTERS = 40
 POSTS_SHOWN = 2
 DECISIONS_SHOWN = 2
@@ -74,13 +73,27 @@ def _labels(stocks: tuple[tuple[str, str], ...], questions: tuple[str, ...]) -> 
 
 
 @lru_cache(maxsize=256)
-def format_of(markets: tuple[str, ...], game: Game = ONE_TICK_GAME) -> dict[str, Any]:
-    """The schema of a choice among markets by the names that they are shown under, as OpenAI's ``response_format``; not to be changed."""
-    forms = [form({"action": {"const": "hold"}})]
-    if markets:
-        size = {"size": {"enum": list(SIZES_USD)}} if game.names_size else {}
-        forms.insert(0, form({"action": {"enum": ["buy", "sell"]}, "market": {"enum": list(markets)}} | size))
-    return any_of(game.grammar, forms)
+def format_of(
+    markets: tuple[str, ...],
+    game: Game = ONE_TICK_GAME,
+    held: tuple[tuple[str, str], ...] = (),
+    sizes: tuple[Size, ...] = tuple(SIZES_USD),
+) -> dict[str, Any]:
+    """The schema of a choice among markets by the names that they are shown under, as OpenAI's ``response_format``; not to be changed.
+
+    Args:
+        held: markets with positions that last, each with the action that adds to it; the other side is opened once it is closed.
+        sizes: those that can be named; without one nothing can be opened.
+    """
+    size = {"size": {"enum": list(sizes)}} if game.names_size else {}
+    opened = [([market], [action]) for market, action in held]
+    others = [market for market in markets if market not in dict(held)]
+    if others:
+        opened.insert(0, (others, ["buy", "sell"]))
+    forms = [form({"action": {"enum": actions}, "market": {"enum": named}} | size) for named, actions in opened if sizes]
+    if held:
+        forms.append(form({"action": {"const": "close"}, "market": {"enum": [market for market, _ in held]}}))
+    return any_of(game.grammar, [*forms, form({"action": {"const": "hold"}})])
 
 
 def choice_text(choice: Choice, seen: Observation) -> str:
@@ -98,83 +111,59 @@ def parse_choice(text: str, seen: Observation, game: Game = ONE_TICK_GAME) -> Ch
     try:
         choice = _sized.decode(body) if game.names_size else _choices.decode(body)
     except msgspec.ValidationError:
-        return Invalid(_why_no_choice(body))
+        return Invalid(_why_no_choice(body, game))
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         return Invalid(f"not JSON: {error}")
     if choice.action == "hold":
         return HOLDING
+    if choice.action not in _actions(game):
+        return Invalid(_why_no_choice(body, game))
     known = labels(seen)
     if choice.market not in known:
         return Invalid(f"unknown market {str(choice.market)[:SHOWN_CHARACTERS]!r}")
+    market = known[choice.market]
+    if choice.action == "close":
+        return Choice("close", market) if seen.held(market) else Invalid(f"nothing is held of {choice.market!r}")
     if isinstance(choice, SizedChoice) and choice.size is None:
         return Invalid(_OTHER_SIZE)
-    return msgspec.structs.replace(choice, market=known[choice.market])
+    return msgspec.structs.replace(choice, market=market)
 
 
-def _why_no_choice(body: str) -> str:
+def _actions(game: Game) -> tuple[str, ...]:
+    return ("buy", "sell", "close", "hold") if game.mandate == FREE else ("buy", "sell", "hold")
+
+
+def _why_no_choice(body: str, game: Game) -> str:
     try:
         answer = _anything.decode(body)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         return f"not JSON: {error}"
-    if isinstance(answer, dict) and answer.get("action") in ("buy", "sell", "hold"):
+    if isinstance(answer, dict) and answer.get("action") in _actions(game):
         if isinstance(answer.get("market"), str):
             return _OTHER_SIZE
         return f"unknown market {str(answer.get('market'))[:SHOWN_CHARACTERS]!r}"
-    return "no action among buy, sell, hold"
-
-
-def action_format(seen: Observation) -> dict[str, Any]:
-    """The finite schema of an action in full. Amounts that the balance covers, sales of held positions."""
-    held = tuple((position.market, position.side) for position in seen.positions)
-    return _action_format(
-        tuple(stock.ticker for stock in seen.stocks), tuple(question.market for question in seen.questions), _covered(seen), held
-    )
-
-
-def _covered(seen: Observation) -> tuple[int, ...]:
-    """The amounts of an action in full that the balance covers."""
-    return tuple(usd for usd in USD_STEPS if usd * 1.02 <= seen.balance)
+    return f"no action among {', '.join(_actions(game))}"
 
 
 def on_menu(action: Action, seen: Observation) -> Action:
-    """The opening order with the nearest amount and leverage of ``action_format``; hold where the balance covers none."""
-    if not isinstance(action, OpenPerp | BuyPrediction):
-        return action
-    covered = _covered(seen)
-    if not covered:
-        return HOLD
-    usd = min(covered, key=lambda step: abs(step - action.usd))
-    if isinstance(action, BuyPrediction):
-        return BuyPrediction(action.market, action.side, usd)
-    return OpenPerp(action.ticker, action.side, usd, min(LEVERAGES, key=lambda times: abs(times - action.leverage)))
+    """The nearest action of the game of positions that an answer can name; hold where there is none."""
+    choice = choice_of(action, POSITIONS, _covered(seen))
+    held = None if choice.market is None else seen.held(choice.market)
+    if choice.action == "close":
+        return HOLD if held is None else closing(held)
+    return HOLD if held is not None and held.direction != choice.direction else _order(choice, seen, POSITIONS)
 
 
-@lru_cache(maxsize=256)
-def _action_format(
-    tickers: tuple[str, ...], questions: tuple[str, ...], amounts: tuple[int, ...], held: tuple[tuple[str, str], ...]
-) -> dict[str, Any]:
-    forms = [form({"action": {"const": "hold"}})]
-    share, usd = {"enum": list(SHARES)}, {"enum": list(amounts)}
-    for market, side in held:
-        if side in ("yes", "no") and market in questions:
-            sale = {"market": {"const": market}, "side": {"const": side}, "share": share}
-            forms.append(form({"action": {"const": "sell_prediction"}, **sale}))
-        elif market in tickers:
-            forms.append(form({"action": {"const": "close_perp"}, "ticker": {"const": market}, "share": share}))
-    if amounts and questions:
-        bought = {"market": {"enum": list(questions)}, "side": {"enum": ["yes", "no"]}, "usd": usd}
-        forms.append(form({"action": {"const": "buy_prediction"}, **bought}))
-    if amounts and tickers:
-        opened = {"ticker": {"enum": list(tickers)}, "side": {"enum": ["long", "short"]}, "usd": usd, "leverage": {"enum": list(LEVERAGES)}}
-        forms.append(form({"action": {"const": "open_perp"}, **opened}))
-    return any_of("action", forms)
+def _covered(seen: Observation) -> tuple[Size, ...]:
+    """The sizes whose dollars the balance covers in every market, as positions that last tie them up."""
+    needed = {size: usd * max(1.0 / LEVERAGES[size], QUESTION_STAKE) for size, usd in SIZES_USD.items()}
+    return tuple(size for size in SIZES_USD if needed[size] * 1.02 <= seen.balance)
 
 
-def messages(seen: Observation, version: str, mandate: Mandate) -> list[dict[str, str]]:
+def messages(seen: Observation, version: str) -> list[dict[str, str]]:
     """The system and the user message."""
-    system = "system" if mandate == ONE_TICK else "positions.system"
-    named = {market: label for label, market in labels(seen).items()} if mandate == ONE_TICK else {}
-    return [{"role": "system", "content": _part(version, system)}, {"role": "user", "content": _user(seen, version, named)}]
+    named = {market: label for label, market in labels(seen).items()}
+    return [{"role": "system", "content": _part(version, "system")}, {"role": "user", "content": _user(seen, version, named)}]
 
 
 def version_of(given: Iterable[Mapping[str, Any]]) -> str | None:
@@ -185,12 +174,8 @@ def version_of(given: Iterable[Mapping[str, Any]]) -> str | None:
     system, *rest = [(message.get("role"), str(message.get("content") or "").strip()) for message in given] or [(None, "")]
     if system[0] != "system" or [role for role, _ in rest] != ["user"]:
         return None
-    written = (version for version in VERSIONS if system[1] in _systems(version) and _user_pattern(version).fullmatch(rest[0][1]))
+    written = (version for version in VERSIONS if system[1] == _part(version, "system") and _user_pattern(version).fullmatch(rest[0][1]))
     return next(written, None)
-
-
-def _systems(version: str) -> list[str]:
-    return [_part(version, part) for part in ("system", "positions.system") if (_FOLDER / f"{version}.{part}.txt").is_file()]
 
 
 @cache
@@ -209,33 +194,41 @@ def _user_pattern(version: str) -> re.Pattern[str]:
 
 def request(seen: Observation, game: Game) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """The messages of a decision in a game, and the schema of its answer."""
-    schema = format_of(tuple(labels(seen)), game) if game.mandate == ONE_TICK else action_format(seen)
-    return messages(seen, game.prompt_version, game.mandate), schema
+    known = labels(seen)
+    if game.mandate == ONE_TICK:
+        return messages(seen, game.prompt_version), format_of(tuple(known), game)
+    named = {market: label for label, market in known.items()}
+    held = {named[one.market]: "buy" if one.direction > 0 else "sell" for one in seen.positions if one.market in named}
+    return messages(seen, game.prompt_version), format_of(tuple(known), game, tuple(held.items()), _covered(seen))
 
 
 def ordered(text: str, seen: Observation, game: Game) -> Action | Invalid:
     """The order of an answer in a game; ``Invalid`` with the reason for one that cannot be used. Never raises."""
-    if game.mandate == FREE:
-        return parse_action(text, [question.market for question in seen.questions], [stock.ticker for stock in seen.stocks])
     choice = parse_choice(text, seen, game)
-    if isinstance(choice, Invalid):
-        return choice
-    return order(choice, seen, (choice.usd if isinstance(choice, SizedChoice) else None) or STAKE_USD)
+    return choice if isinstance(choice, Invalid) else _order(choice, seen, game)
+
+
+def _order(choice: Choice, seen: Observation, game: Game) -> Action:
+    held = None if choice.market is None else seen.held(choice.market)
+    if choice.action == "close" and held is not None:
+        return closing(held)
+    if not isinstance(choice, SizedChoice) or choice.size is None:
+        return order(choice, seen, STAKE_USD)
+    return leveraged(choice, seen, SIZES_USD[choice.size], LEVERAGES[choice.size] if game.mandate == FREE else 1.0)
 
 
 def scripted_call(name: str, seen: Observation, action: Action | Invalid, game: Game) -> Call:
     """The request and the answer that a script would have had. An order that is not on the game's menu is served under no schema."""
     asked, schema = request(seen, game)
     legal = game.mandate == ONE_TICK or (not isinstance(action, Invalid) and on_menu(action, seen) == action)
-    if isinstance(action, Invalid):
-        text = action.reason
-    else:
-        text = encode_action(action) if game.mandate == FREE else choice_text(choice_of(action, game), seen)
+    text = action.reason if isinstance(action, Invalid) else choice_text(choice_of(action, game), seen)
     return Call(f"scripted/{name}", asked, text, game.prompt_version, schema if legal else None, max_tokens=game.max_tokens)
 
 
-def choice_of(action: Action, game: Game = ONE_TICK_GAME) -> Choice:
-    """The choice that an opening order stands for, in a game with sizes the nearest one too; hold for anything else."""
+def choice_of(action: Action, game: Game = ONE_TICK_GAME, sizes: Collection[Size] = SIZES_USD) -> Choice:
+    """The choice that an action stands for, of an opening order in a game with sizes the nearest of these too; hold for anything else."""
+    if isinstance(action, ClosePerp | SellPrediction) and game.mandate == FREE:
+        return Choice("close", action.ticker if isinstance(action, ClosePerp) else action.market)
     if not isinstance(action, OpenPerp | BuyPrediction) or action.side not in ("long", "short", "yes", "no"):
         return HOLDING
     market = action.ticker if isinstance(action, OpenPerp) else action.market
@@ -243,8 +236,8 @@ def choice_of(action: Action, game: Game = ONE_TICK_GAME) -> Choice:
     if not game.names_size:
         return choice
     stake = stake_usd(action)
-    nearest: Size = min(SIZES_USD, key=lambda size: abs(SIZES_USD[size] - stake))
-    return SizedChoice(choice.action, market, nearest)
+    nearest = min(sizes, key=lambda size: abs(SIZES_USD[size] - stake), default=None)
+    return HOLDING if nearest is None else SizedChoice(choice.action, market, nearest)
 
 
 def stake_usd(action: Action) -> float:
@@ -295,7 +288,7 @@ def _remembered(turn: Remembered, named: dict[str, str]) -> str:
         return "invalid"
     if isinstance(turn.outcome, Refusal):
         return "refused"
-    choice, brought = choice_of(turn.action), _dollars(turn.brought_usd)
+    choice, brought = choice_of(turn.action, POSITIONS), _dollars(turn.brought_usd)
     if choice.market is not None:
         return f"{choice.action} {named.get(choice.market, choice.market)} {brought}"
     return f"{turn.outcome.kind} {brought}" if turn.outcome.kind != "hold" or abs(turn.brought_usd) >= 0.5 else "hold"

@@ -16,6 +16,7 @@ from babylon_rl.market.simulation.actions import Action, Invalid
 from babylon_rl.market.simulation.agents import (
     FREE,
     HOLDING,
+    LEVERAGES,
     ONE_TICK,
     STAKE_USD,
     Agent,
@@ -27,6 +28,7 @@ from babylon_rl.market.simulation.agents import (
     PositionTrader,
     Style,
     choose,
+    leveraged,
 )
 from babylon_rl.market.simulation.arithmetic import stream
 from babylon_rl.market.simulation.config import MarketModel
@@ -35,7 +37,7 @@ from babylon_rl.market.simulation.news_reader import Beliefs, Forecaster, NewsTr
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.oracle import SwingOracle, coming_moves
 from babylon_rl.market.simulation.prompt_reader import CEILINGS, PromptReader
-from babylon_rl.market.simulation.prompting import on_menu
+from babylon_rl.market.simulation.prompting import choice_of, on_menu
 from babylon_rl.market.simulation.record import AgentRecord
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
@@ -171,25 +173,25 @@ def factory(
     return make
 
 
-class _OnTheMenu:
-    """An agent whose orders are the nearest ones of the menu of an action in full."""
+class _Sized:
+    """An agent of positions whose orders get their size from ``sized``."""
 
     mandate: Mandate = FREE
 
-    def __init__(self, agent: Agent) -> None:
-        self.name, self._agent = agent.name, agent
+    def __init__(self, agent: Agent, sized: Callable[[Action, Observation], Action]) -> None:
+        self.name, self._agent, self._sized = agent.name, agent, sized
 
     def decide(self, seen: Observation) -> Action | Invalid:
-        """The nearest order that an answer could name."""
         action = self._agent.decide(seen)
-        return action if isinstance(action, Invalid) else on_menu(action, seen)
+        return action if isinstance(action, Invalid) else self._sized(action, seen)
 
 
 def player(name: str, scenario: Scenario, game: Game, stake_usd: float | None = None) -> AgentFactory:
     """The factory of a strategy in a game, such that an answer of the game can name each of its orders.
 
     Args:
-        stake_usd: dollars of an order, times leverage. By default the strategy's own, in a game with sizes the usual stake.
+        stake_usd: dollars of an order, times leverage. By default the usual stake in the game with sizes for one tick, else the strategy's
+            own: where positions last, the nearest that an answer can name.
 
     Raises:
         MarketError: there is no agent of that name.
@@ -198,15 +200,26 @@ def player(name: str, scenario: Scenario, game: Game, stake_usd: float | None = 
         return factory(name, scenario, stake_usd=STAKE_USD if game.names_size and stake_usd is None else stake_usd)
     if stake_usd is None:
         own = factory(name, scenario, game.mandate)
-        return lambda agent_id, seed: _OnTheMenu(own(agent_id, seed))
-    # Without leverage the margin is the stake, of stocks and questions alike; the news reader divides by its leverage itself. The size
-    # counts here, not whether an answer could name it.
-    if name == "oracle":
-        return lambda agent_id, seed: SwingOracle(scenario, MarketModel(), stake_usd, 1.0)
-    if name in STYLES:
-        style = msgspec.structs.replace(STYLES[name], stake_usd=stake_usd, leverage=1.0)
-        return lambda agent_id, seed: PositionTrader(Scripted(name, agent_id, seed), style)
-    return factory(name, scenario, game.mandate, stake_usd=stake_usd)
+        return lambda agent_id, seed: _Sized(own(agent_id, seed), on_menu)
+    # With the most leverage, so that a balance opens as many positions as an answer's largest size. Whether an answer could name this one
+    # does not count here.
+    most, market = max(LEVERAGES.values()), MarketModel()
+
+    def at_stake(action: Action, seen: Observation) -> Action:
+        choice = choice_of(action)
+        return action if choice.market is None else leveraged(choice, seen, stake_usd, most)
+
+    def make(agent_id: str, seed: int | str) -> Agent:
+        if name == "oracle":
+            return _Sized(SwingOracle(scenario, market, stake_usd / most, most), at_stake)
+        if name == "news-reader":
+            return NewsTrader(market, stake_usd, most)
+        if name in STYLES:
+            style = msgspec.structs.replace(STYLES[name], stake_usd=stake_usd / most, leverage=most)
+            return _Sized(PositionTrader(Scripted(name, agent_id, seed), style), at_stake)
+        return factory(name, scenario, game.mandate)(agent_id, seed)
+
+    return make
 
 
 def oracle_play(scenario: Scenario) -> AgentRecord:

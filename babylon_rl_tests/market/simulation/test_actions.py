@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,26 +17,23 @@ from babylon_rl.market.simulation.actions import (
     OpenPerp,
     SellPrediction,
     WritePost,
-    encode_action,
     parse_action,
     response_format,
 )
 from babylon_rl_tests.market.simulation.markets import actions
 from babylon_rl_tests.repeatable import repeatable
 
-MARKETS, TICKERS = ("Q1", "Q2"), ("ACME", "BOLT")
-
 
 @repeatable(60)
 @given(action=st.one_of(actions(st.floats(1.0, 1e6)), st.builds(WritePost, st.text(min_size=1, alphabet=st.characters(codec="utf-8")))))
 def test_an_action_survives_its_text(action: Action) -> None:
-    assert parse_action(encode_action(action), MARKETS, TICKERS) == action
+    assert parse_action(msgspec.json.encode(action).decode()) == action
 
 
 @repeatable(60)
 @given(text=st.text())
 def test_no_answer_raises(text: str) -> None:
-    result = parse_action(text, MARKETS, TICKERS)
+    result = parse_action(text)
     assert not isinstance(result, Invalid) or result.reason
 
 
@@ -50,13 +48,11 @@ def test_no_answer_raises(text: str) -> None:
         ('{"action": "close_perp", "ticker": "BOLT", "share": 0.5}', ClosePerp("BOLT", 0.5)),
         ("I would buy", Invalid("not JSON: JSON is malformed: invalid character (byte 0)")),
         ('{"action": "dance"}', Invalid("not an action: Invalid value 'dance' - at `$.action`")),
-        ('{"action": "close_perp", "ticker": "Q1"}', Invalid("unknown ticker 'Q1'; there are ACME, BOLT")),
-        ('{"action": "sell_prediction", "market": "Q3", "side": "yes"}', Invalid("unknown market 'Q3'; there are Q1, Q2")),
         ('{"action": "buy_prediction", "market": "Q1", "side": "no"}', Invalid("not an action: Object missing required field `usd`")),
     ],
 )
 def test_answers(text: str, expected: Action | Invalid) -> None:
-    assert parse_action(text, MARKETS, TICKERS) == expected
+    assert parse_action(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -66,17 +62,16 @@ def test_answers(text: str, expected: Action | Invalid) -> None:
         ('{"action": "' + "x" * 5000 + '"}', "not an action"),
         ("x" * 100_000, "not JSON"),
         ("```" + " " * 200_000 + "x", "not JSON"),
-        ('{"action": "close_perp", "ticker": "' + "x" * 5000 + '"}', "unknown ticker"),
     ],
 )
 def test_an_answer_of_any_size_or_depth_is_refused_in_few_words(text: str, words: str) -> None:
-    result = parse_action(text, MARKETS, TICKERS)
+    result = parse_action(text)
     assert isinstance(result, Invalid)
     assert words in result.reason and len(result.reason) <= REASON_CHARACTERS
 
 
 def test_the_schema_has_one_form_per_kind_and_names_only_what_is_there() -> None:
-    schema = response_format(MARKETS, TICKERS)["json_schema"]["schema"]
+    schema = response_format(["Q1"], ["ACME"])["json_schema"]["schema"]
     assert [form["properties"]["action"]["const"] for form in schema["anyOf"]] == [
         "hold", "buy_prediction", "sell_prediction", "open_perp", "close_perp", "post",
     ]  # fmt: skip

@@ -96,26 +96,39 @@ def test_the_same_seed_asks_the_same_and_every_answer_of_the_grammar_is_an_actio
     assert runs[0].records["agent-0"].actions != runs[0].records["agent-1"].actions
 
 
-def test_the_grammar_offers_what_can_be_done() -> None:
-    opened = '{"action":"open_perp","ticker":"ACME","side":"long","usd":2500,"leverage":2}'
-    run, endpoint = asked(saying(opened), scenario=make_market(), game=POSITIONS)
+def test_where_positions_last_the_grammar_offers_what_can_be_done() -> None:
+    opened = ['{"action": "buy", "market": "Acme", "size": "large"}'] * 9
+    run, endpoint = asked(saying(*opened, '{"action": "close", "market": "Acme"}'), scenario=make_market(), game=POSITIONS)
     texts = [language(request["response_format"]["json_schema"]["schema"]) for request in endpoint.seen]
-    assert not any("close_perp" in text for text in texts[0])
-    assert json.dumps({"action": "close_perp", "ticker": "ACME", "share": 0.5}) in texts[1]
-    assert all(len(one) < 200 for one in texts)
+    assert not any("close" in text for text in texts[0]) and any('"sell", "market": "Acme"' in text for text in texts[0])
+    # What is held is added to or closed; its other side is opened afterwards.
+    assert opened[0] in texts[1] and '{"action": "close", "market": "Acme"}' in texts[1]
+    assert not any('"sell", "market": "Acme"' in text for text in texts[1]) and any('"sell", "market": "Q1"' in text for text in texts[1])
+    # Nine stakes of $5,000 at leverage 5 leave less than a question's large stake.
+    assert all(len(one) < 40 for one in texts) and not any("large" in text for text in texts[9])
+    assert any("medium" in text for text in texts[9]) and texts[10] == texts[0] and not run.records["agent-0"].account.perps
     prompt = endpoint.seen[1]["messages"][1]["content"]
-    assert ", hold ACME long -$" in prompt and ", last buy ACME -$" in prompt
-    assert run.records["agent-0"].account.perps[STOCK].leverage == pytest.approx(2.0)
+    assert ", hold Acme long -$" in prompt and ", last buy Acme -$" in prompt
+    assert endpoint.seen[10]["messages"][1]["content"].endswith("; close Acme -$0")
+    assert [action.leverage for action in run.records["agent-0"].actions[:9] if isinstance(action, OpenPerp)] == [5.0] * 9
+    assert run.records["agent-0"].account.fees == pytest.approx(2 * 9 * 5.0, rel=0.02)
+
+
+def test_an_account_without_money_can_only_hold() -> None:
+    with stand_in(saying()) as endpoint, ChatClient(endpoint.url, None, "m", attempts=1) as client:
+        run = play(make_market(), {"a": model_agent(client, game=POSITIONS)}, start_balance=400.0)
+    texts = {language(request["response_format"]["json_schema"]["schema"]) for request in endpoint.seen}
+    assert texts == {('{"action": "hold"}',)} and run.complete
 
 
 def test_the_newer_prompt_shows_posts_memory_and_time_left() -> None:
     scribe, scenario = Scribe(factory("balanced", generate(preset("hour", seed=2)))("a", 0)), generate(preset("hour", seed=2))
     play(scenario, {"a": lambda agent_id, seed: scribe})
-    shown = [messages(seen, "trader-v2", ONE_TICK)[1]["content"] for seen in scribe.seen]
+    shown = [messages(seen, "trader-v2")[1]["content"] for seen in scribe.seen]
     assert any(post.text in text and f"{post.author} ({post.trust * 100:.0f}%)" in text for post in scenario.posts for text in shown)
     assert "last none" in shown[0] and all("$" in text.rpartition("last ")[2] for text in shown[2:])
     assert "m): " in shown[-1] and "{" not in "".join(shown)
-    older = [messages(seen, "trader-v1", ONE_TICK)[1]["content"] for seen in scribe.seen]
+    older = [messages(seen, "trader-v1")[1]["content"] for seen in scribe.seen]
     assert sum(map(len, shown)) / 12 - sum(map(len, older)) / 12 < 240  # about four characters a token
 
 
@@ -150,25 +163,33 @@ def test_an_invalid_answer_costs_its_turn_and_says_why(answer: str, reason: str)
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ('{"action": "close_perp", "ticker": "NOPE", "share": 1}', "unknown ticker"),
-        ('{"action": "buy_prediction", "market": "Q1", "side": "maybe", "usd": 1}', "not an action"),
-        ('{"action": "buy_prediction", "market": "Q1", "side": "yes", "usd": NaN}', "not JSON"),
+        ('{"action": "close", "market": "Acme"}', "nothing is held of 'Acme'"),
+        ('{"action": "close", "market": "Nowhere Inc"}', "unknown market 'Nowhere Inc'"),
+        ('{"action": "close"}', "unknown market 'None'"),
+        ('{"action": "close", "market": 7}', "unknown market '7'"),
+        ('{"action": "buy", "market": "Acme"}', "a size other than small, medium, large"),
+        ('{"action": "open_perp", "ticker": "ACME"}', "no action among buy, sell, close, hold"),
         ('{"action": "hold", "x": ' + "[" * 100_000, "not JSON"),
-        ("buy everything", "not JSON"),
-        ('{"action": "' + "x" * 5000 + '"}', "not an action"),
+        ('{"action": "' + "x" * 5000 + '"}', "no action among buy, sell, close, hold"),
     ],
 )
-def test_an_invalid_action_in_full_costs_its_turn_too(answer: str, reason: str) -> None:
+def test_an_invalid_answer_costs_its_turn_where_positions_last_too(answer: str, reason: str) -> None:
     run, _ = asked(saying(answer), scenario=make_market(), game=POSITIONS)
     ((said, times),) = run.records["agent-0"].invalid.items()
-    assert reason in said and times == 1 and len(said) < 300 and run.complete
+    assert said.startswith(reason) and times == 1 and len(said) < 300 and run.complete
+
+
+def test_nothing_can_be_closed_where_the_mandate_closes() -> None:
+    run, _ = asked(saying('{"action": "close", "market": "Acme"}'), scenario=make_market())
+    assert dict(run.records["agent-0"].invalid) == {"no action among buy, sell, hold": 1}
 
 
 def test_a_refused_order_is_told_in_the_next_prompt() -> None:
-    run, endpoint = asked(saying('{"action":"close_perp","ticker":"ACME"}', "hm"), scenario=make_market(), game=POSITIONS)
-    assert run.records["agent-0"].refused == {"nothing_to_close": 1}
-    assert endpoint.seen[1]["messages"][1]["content"].endswith("last refused")
-    assert endpoint.seen[2]["messages"][1]["content"].endswith("last refused; invalid")
+    both = [f'{{"action": "{action}", "market": "Acme", "size": "small"}}' for action in ("buy", "sell")]
+    run, endpoint = asked(saying(*both, "hm"), scenario=make_market(), game=POSITIONS)
+    assert run.records["agent-0"].refused == {"opposite_side": 1}
+    assert endpoint.seen[2]["messages"][1]["content"].endswith("; refused")
+    assert endpoint.seen[3]["messages"][1]["content"].endswith("last refused; invalid")
 
 
 def test_an_endpoint_that_goes_down_ends_the_run_with_what_was_played() -> None:
