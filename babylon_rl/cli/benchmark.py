@@ -24,10 +24,10 @@ from babylon_rl.evaluation.snapshot_file import benchmark_scenario, encode, from
 from babylon_rl.evaluation.snapshots import GATE_ID, benchmark_snapshots, require_unseen
 from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.market.headlines import EDITIONS, HELD_OUT
+from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.config import ScenarioConfig
 from babylon_rl.market.simulation.config import preset as named_preset
-from babylon_rl.market.simulation.games import Game
-from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME
+from babylon_rl.market.simulation.games import GAMES, Game
 from babylon_rl.market.simulation.strategies import PLAYERS
 from babylon_rl.settings import load_settings
 from babylon_rl.store.database import open_database
@@ -73,10 +73,9 @@ def show_errors(
 ) -> None:
     """Show answers by kind of headline, and misread texts. In the gate's markets, of stored decisions; no model is asked."""
     played = game_of_players([player], game)
-    if played.name not in CEILING_OF_GAME:
-        raise UsageError(
-            f"Errors are of orders for one tick, and {played.name} is played with positions that last: choose {', '.join(CEILING_OF_GAME)}."
-        )
+    if played.mandate != ONE_TICK:
+        fitting = ", ".join(one.name for one in GAMES.values() if one.mandate == ONE_TICK)
+        raise UsageError(f"Errors are of orders for one tick, and {played.name} is played with positions that last: choose {fitting}.")
     if player in PLAYERS:
         markets, script = benchmark_snapshots(load_settings().benchmark_markets, played), scripted(player, played.mandate)
         results = [gate_job(script, market).result(lambda done, of: None) for market in markets]

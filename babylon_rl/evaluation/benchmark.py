@@ -43,7 +43,6 @@ from babylon_rl.evaluation.stakes import scripts_at_stake
 from babylon_rl.files.durable import sha256
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.model_endpoints import served_here
-from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game, game_of
 from babylon_rl.models.base_model import base_model_dir, base_model_name
 from babylon_rl.models.checkpoint_store import checkpoint_of
@@ -379,10 +378,7 @@ def _kept(connection: Connection, settings: Settings, model: Model, rows: Rows, 
     theirs = f"{model.parent_version} is not registered" if parent is None else version_source(parent, PARENT, settings)
     if isinstance(theirs, str):
         return not_asked(f"the parent {theirs}")
-    game = ours.game
-    if game.mandate != ONE_TICK:
-        return not_asked(f"the expected dollars of positions that last, as in the game {game.name}, are not known")
-    results = rows(sources=[ours, theirs], snapshots=fresh_hours(game), activity="fresh training hours", expected=True)
+    results = rows(sources=[ours, theirs], snapshots=fresh_hours(ours.game), activity="fresh training hours", expected=True)
     expected = [[row.expected_usd or 0.0 for row in results[source.name]] for source in (ours, theirs)]
     check = kept_check(ours.name, expected[0], theirs.name, expected[1])
     say(f"{check.words}.")

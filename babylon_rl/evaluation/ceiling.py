@@ -1,8 +1,8 @@
 """The ceiling of a game: expected dollars of decisions beside those of the best play by the prompt, and errors by kind of headline.
 
 Expected dollars take the noise of prices out: a decision is worth what it brings on average over all that its prompt does not show
-(``market.simulation.prompt_reader``). They are of orders for one tick. The share of the ceiling is a version's expected dollars over those
-of the best play in the same markets. docs/decisions/0034-ceiling.md says why nothing is fitted.
+(``market.simulation.prompt_reader``), a position that lasts what each tick brings. The share of the ceiling is a version's expected
+dollars over those of the best play in the same markets. docs/decisions/0034-ceiling.md says why nothing is fitted.
 """
 
 from collections import Counter
@@ -12,24 +12,26 @@ from dataclasses import dataclass, field
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action
-from babylon_rl.market.simulation.agents import STAKE_USD, directed
+from babylon_rl.market.simulation.agents import FREE, STAKE_USD, directed
 from babylon_rl.market.simulation.observation import Headline
-from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME, Appraisal, Ceiling, appraised
+from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME, Appraisal, Ceiling, appraised, course_usd
 from babylon_rl.market.simulation.prompting import choice_of, stake_usd
+from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.scenario import Scenario
 
 KINDS = ("stock report", "question report", "rumour", "neutral", "none")
 READINGS = ("follows", "otherMarket", "against", "hold", "trades", "unusable")
 _APPRAISED: dict[tuple[str, str], tuple[list[Appraisal], list[float]]] = {}
+_BEST_COURSE: dict[str, float] = {}  # of positions that last
 
 
 def ceiling_of(snapshot: Snapshot) -> Ceiling | None:
-    """The best play of what is played in a generated market; None of a game whose positions last, or of a recorded market."""
+    """The best play of what is played in a generated market; None of a recorded market."""
     return None if snapshot.scenario.config is None else CEILING_OF_GAME.get(snapshot.game.name)
 
 
 def appraisals(snapshot: Snapshot) -> tuple[list[Appraisal], list[float]]:
-    """``appraised`` of a market that has a ceiling; a process appraises each once."""
+    """``appraised`` of a market that has a ceiling, for orders of one tick; a process appraises each once."""
     ceiling = ceiling_of(snapshot)
     assert ceiling is not None
     key = snapshot.scenario.digest, ceiling.name
@@ -39,16 +41,28 @@ def appraisals(snapshot: Snapshot) -> tuple[list[Appraisal], list[float]]:
 
 
 def expected_usd(result: Result, snapshot: Snapshot) -> float | None:
-    """Expected dollars of a run's decisions, None of positions that last; refused and unusable ones are worth nothing."""
-    if ceiling_of(snapshot) is None:
+    """Expected dollars of a run's decisions; refused and unusable ones are worth nothing."""
+    ceiling = ceiling_of(snapshot)
+    if ceiling is None:
         return None
+    if ceiling.mandate == FREE:
+        actions = iter([action if outcome == "filled" else HOLD for action, outcome in result.orders])
+        return course_usd(snapshot.scenario, ceiling, lambda seen: next(actions))
     worth = zip(appraisals(snapshot)[0], result.orders, strict=True)
     return sum(appraisal.usd(action) for appraisal, (action, outcome) in worth if outcome == "filled")
 
 
 def ceiling_usd(snapshot: Snapshot) -> float | None:
-    """Expected dollars of the best play in a market; None of positions that last."""
-    return None if ceiling_of(snapshot) is None else sum(appraisals(snapshot)[1])
+    """Expected dollars of the best play in a market."""
+    ceiling = ceiling_of(snapshot)
+    if ceiling is None:
+        return None
+    if ceiling.mandate == FREE:
+        digest = snapshot.scenario.digest
+        if digest not in _BEST_COURSE:
+            _BEST_COURSE[digest] = course_usd(snapshot.scenario, ceiling)
+        return _BEST_COURSE[digest]
+    return sum(appraisals(snapshot)[1])
 
 
 @dataclass

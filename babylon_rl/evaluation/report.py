@@ -32,6 +32,7 @@ from babylon_rl.evaluation.snapshots import PRESET
 from babylon_rl.evaluation.stakes import DOCUMENT_COLUMNS, NEWS_READER, RISK_COLUMNS, risk_words, rivals_at_stake, stored
 from babylon_rl.evaluation.statistics.intervals import Interval, linearised, mean_interval, paired_interval
 from babylon_rl.files.durable import write_atomically
+from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.config import PRESETS
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
 from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME
@@ -321,8 +322,9 @@ def _better_share(name: str, higher: GateRow, lower: GateRow, count: Count, of_w
 
 def _footer(game: Game, analyses: int) -> str:
     """What the numbers of a report mean, in the game that was played."""
-    best = CEILING_OF_GAME.get(game.name)
-    ceiling = "" if best is None else f"The ceiling is the best play from what the prompt shows ({best.name}), without foresight. "
+    best = CEILING_OF_GAME[game.name]
+    ahead = "" if best.mandate == ONE_TICK else " for one tick ahead"
+    ceiling = f"The ceiling is the best play{ahead} from what the prompt shows ({best.name}), without foresight. "
     stakes = "; players stake different dollars" if game.names_size else " with the same stake"
     return (
         "P&L in dollars of one market hour, mean and 95 % interval over the markets; differences are paired market by market. The gate may "
@@ -419,9 +421,6 @@ def standing_words(version: str, markets: int, rivals: Iterable[Rival], analyses
 
 def ceiling_words(row: Mapping[str, Any]) -> str:
     """A sentence on a row's expected dollars and its share of the ceiling, or on why they are not known."""
-    game = row.get("game", ONE_TICK_GAME.name)
-    if game not in CEILING_OF_GAME:
-        return f"{row['model']}: expected dollars are of orders for one tick, and {game} is played with positions that last."
     if "ofCeiling" not in row:
         return f"{row['model']}: its report is from before expected dollars were computed."
     if row["ofCeiling"] is None:

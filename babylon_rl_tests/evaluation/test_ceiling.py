@@ -17,12 +17,15 @@ from babylon_rl.evaluation.report import AGENTS, CEILING, ceiling_words, gate_co
 from babylon_rl.evaluation.results import Result, gate_files
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, snapshots_named
 from babylon_rl.evaluation.statistics.intervals import linearised, mean_interval
+from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.market.simulation.config import preset
-from babylon_rl.market.simulation.games import AMOUNTS, POSTS
+from babylon_rl.market.simulation.games import AMOUNTS, POSITIONS, POSTS
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.market.simulation.prompt_reader import CEILINGS, appraised
+from babylon_rl.market.simulation.ledger import Fill
+from babylon_rl.market.simulation.prompt_reader import CEILINGS, WITH_POSITIONS, appraised, course_usd
+from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.run import play
-from babylon_rl.market.simulation.strategies import factory
+from babylon_rl.market.simulation.strategies import factory, player
 
 MARKETS = benchmark_snapshots(24)
 
@@ -42,9 +45,32 @@ def test_expected_dollars_of_the_best_play_are_what_it_earns_on_average(name: st
 
 
 @pytest.mark.parametrize("name", CEILINGS)
-def test_the_best_play_is_for_one_tick(name: str) -> None:
-    with pytest.raises(MarketError, match="none under the mandate free"):
-        factory(name, MARKETS[0].scenario, "free")
+def test_the_best_play_has_a_mandate(name: str) -> None:
+    other: Mandate = "free" if CEILINGS[name].mandate == "one-tick" else "one-tick"
+    with pytest.raises(MarketError, match=f"under the mandate {CEILINGS[name].mandate}: it has none under {other}"):
+        factory(name, MARKETS[0].scenario, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["best-with-positions", "aggressive"])
+def test_expected_dollars_of_positions_that_last_are_earned_on_average(name: str) -> None:
+    luck = []
+    for number in range(150):
+        hour = generate(preset("hour", seed=f"positions/{number}", edition="training"))
+        record = play(hour, {"p": player(name, hour, POSITIONS)}, game=POSITIONS).records["p"]
+        filled = iter(
+            [action if isinstance(outcome, Fill) else HOLD for action, outcome in zip(record.actions, record.outcomes, strict=True)]
+        )
+        expected = course_usd(hour, WITH_POSITIONS, lambda _, filled=filled: next(filled))
+        luck.append(record.pnl_usd - expected)
+        assert name == "aggressive" or expected == pytest.approx(course_usd(hour, WITH_POSITIONS))
+    assert abs(fmean(luck)) < 3 * stdev(luck) / math.sqrt(len(luck))
+
+
+def test_no_script_comes_near_the_best_answers_of_positions_that_last() -> None:
+    compared = compare(script_rows(benchmark_snapshots(24, POSITIONS)), None, None, game=POSITIONS)
+    shares = {row.player: row.of_ceiling.mean for row in compared.rows if row.of_ceiling is not None}
+    assert shares.pop("best-with-positions") == pytest.approx(1.0) and max(shares.values()) < 0.6 and shares["nothing"] == 0.0
 
 
 def test_no_player_expects_more_than_the_ceiling_and_the_ceiling_is_all_of_it() -> None:
@@ -90,7 +116,6 @@ def test_decisions_of_a_game_are_found_under_the_name_that_all_games_once_had(tm
     [
         ({"ofCeiling": None}, "its expected dollars are not known, as its decisions are not on this machine."),
         ({"ofCeiling": None, "game": "posts"}, "its expected dollars are not known, as its decisions are not on this machine."),
-        ({"ofCeiling": None, "game": "positions"}, "orders for one tick, and positions is played with positions that last."),
         ({"game": "posts"}, "its report is from before expected dollars were computed."),
         ({}, "its report is from before expected dollars were computed."),
     ],
@@ -154,8 +179,9 @@ def test_tables_of_runs_have_the_columns_of_the_gates(tmp_path: Path) -> None:
     best, nothing = rows["best-by-prompt"], rows["nothing"]
     assert best.expected is not None and best.expected.mean > 0 and best.of_ceiling is not None and best.of_ceiling.mean == pytest.approx(1)
     assert nothing.expected is not None and nothing.expected.mean == 0
-    # Positions that last, and a player that knows more than the prompt shows, have neither.
-    assert [(rows[name].expected, rows[name].of_ceiling) for name in ("oracle", "lasts")] == [(None, None)] * 2
+    # Positions that last have a ceiling of their own; a player that knows more than the prompt shows has neither.
+    assert rows["lasts"].of_ceiling is not None and 0 < rows["lasts"].of_ceiling.mean < 1
+    assert (rows["oracle"].expected, rows["oracle"].of_ceiling) == (None, None)
     cells = {column.title: column.cell(best) for column in AGENTS}
     assert cells["of the ceiling"] == "100% [100%, 100%]" and str(cells["expected, $"]).startswith("+")
     assert all(column in AGENTS and column.title in [one.title for one in gate_columns("base")] for column in CEILING)

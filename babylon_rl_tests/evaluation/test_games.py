@@ -135,14 +135,14 @@ def test_a_version_that_learned_to_do_nothing_is_named() -> None:
     ("game", "best", "same_stake"),
     [
         (ONE_TICK_GAME, "(best-by-prompt)", True), (POSTS, "(best-with-posts)", True), (AMOUNTS, "(best-with-amounts)", False),
-        (POSITIONS, None, False),
+        (POSITIONS, "(best-with-positions)", False),
     ],
 )  # fmt: skip
-def test_a_reports_last_words_are_of_its_game(game: Game, best: str | None, same_stake: bool) -> None:
+def test_a_reports_last_words_are_of_its_game(game: Game, best: str, same_stake: bool) -> None:
     comparison = compare(script_rows(benchmark_snapshots(2, game), ["nothing", "oracle"]), None, None, game=game)
     words = markdown(comparison, decide(comparison)).splitlines()[-1]
     assert ("with the same stake. " in words) == same_stake and ("players stake different dollars. " in words) != same_stake
-    assert ("The ceiling is" in words) == (best is not None) and (best or "") in words
+    assert "The ceiling is" in words and best in words and ("one tick ahead" in words) == (game == POSITIONS)
 
 
 def test_tables_of_games_with_a_fixed_stake_stay_as_they_are() -> None:

@@ -133,7 +133,7 @@ SCRIPTS: dict[str, Script] = {
 
 
 NAMES = (*STRATEGIES, "nothing", "random", "news-reader", "oracle")
-PLAYERS = (*NAMES, *CEILINGS)  # the latter under the one-tick mandate only
+PLAYERS = (*NAMES, *CEILINGS)  # the latter each under its own mandate
 
 
 def factory(
@@ -150,8 +150,8 @@ def factory(
     """
     if name not in PLAYERS:
         raise MarketError(f"There is no agent {name!r}; there are {', '.join(PLAYERS)}.")
-    if name in CEILINGS and mandate != ONE_TICK:
-        raise MarketError(f"{name} is the best play for one tick: it has none under the mandate {mandate}.")
+    if name in CEILINGS and mandate != CEILINGS[name].mandate:
+        raise MarketError(f"{name} is the best play under the mandate {CEILINGS[name].mandate}: it has none under {mandate}.")
     market = model if model is not None else MarketModel()
     stake = stake_usd if stake_usd is not None else STAKES_USD.get(name, STAKE_USD)
 
