@@ -3,7 +3,7 @@
 In memory, with the product's market, loss, trainer and bounds. All arms continue from one first generation (scripts and one agent of
 ours, credit by tick), or from --parent. A later one replays the legal answers to each prompt for their tick, weighed by the parent's
 probabilities. A refused version is not continued from; a version plays the gate's markets alone: dollars, dollars that its decisions can
-be expected to bring by the prompt (not of positions that last), share of reports followed, mean stake of its orders, shares of decisions
+be expected to bring by the prompt, share of reports followed, mean stake of its orders, shares of decisions
 that hold and that close. Arm `on` has every cure, `off` none, `no-CURE` all but one:
 
 * kl: trust region around the parent, and the bound of a kind of prompt
@@ -38,12 +38,14 @@ from babylon_rl.judge.consensus import ADVANTAGE_SCALE
 from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.replay import gains
 from babylon_rl.market.simulation import agents, prompting, strategies
-from babylon_rl.market.simulation.agents import ONE_TICK, QUESTION_STAKE, STAKE_USD, Choice, Decision, SizedChoice
+from babylon_rl.market.simulation.agents import FREE, QUESTION_STAKE, STAKE_USD, Choice, Decision, SizedChoice
 from babylon_rl.market.simulation.config import MarketModel, preset
 from babylon_rl.market.simulation.games import GAMES, Game, game_named
 from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.ledger import Fill
+from babylon_rl.market.simulation.prompt_reader import WITH_POSITIONS, course_usd
 from babylon_rl.market.simulation.questions import room
-from babylon_rl.market.simulation.record import AgentRecord, Call
+from babylon_rl.market.simulation.record import HOLD, AgentRecord, Call
 from babylon_rl.market.simulation.run import GameTable
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.models.base_model import base_model_dir
@@ -192,6 +194,12 @@ def expected_dollars(hour: Scenario, tick: int, choice: Choice) -> float:
     return agents.question_profit(choice.direction, stake(choice) * QUESTION_STAKE, yes, moved, MODEL.fee, MODEL.pool_shares)
 
 
+def held_dollars(hour: Scenario, record: AgentRecord) -> float:
+    """Expected dollars of what a player of positions that last did."""
+    done = iter([action if isinstance(outcome, Fill) else HOLD for action, outcome in zip(record.actions, record.outcomes, strict=True)])
+    return course_usd(hour, WITH_POSITIONS, lambda seen: next(done))
+
+
 def first_rows(player: Player, asked: Sequence[Asked], records: Sequence[dict[str, AgentRecord]]) -> list[Row]:
     """Answers of all agents, in groups of a tick scored by what each earned in it."""
     ours, rows = {(one.hour, one.tick): one for one in asked}, list[Row]()
@@ -280,7 +288,10 @@ def examine(player: Player, markets: Sequence[Scenario], game: Game) -> dict[str
                 reports += 1
                 followed += taken.market == event.about and taken.direction == event.direction
     sums = {"pnl": math.fsum(record[OWN].pnl_usd for record in records), "expected": expected, "atTemperature1": soft, "best": best}
-    means = {name: round(usd / len(markets), 1) for name, usd in sums.items() if name == "pnl" or game.mandate == ONE_TICK}
+    if game.mandate == FREE:
+        courses = [held_dollars(hour, record[OWN]) for hour, record in zip(markets, records, strict=True)]
+        sums = {"pnl": sums["pnl"], "expected": math.fsum(courses), "best": math.fsum(course_usd(hour, WITH_POSITIONS) for hour in markets)}
+    means = {name: round(usd / len(markets), 1) for name, usd in sums.items()}
     shares = {"followed": followed / reports} | {name: actions[name] / len(asked) for name in ("hold", "close")}
     return means | {name: round(share, 3) for name, share in shares.items()} | {"stake": round(fmean(stakes_usd or [0.0]))}
 

@@ -139,7 +139,8 @@ def _make(
     if missing:
         at_once = at_once or side_by_side(len(missing), usable_cores())
         with _signals_as_interrupt(), ThreadPoolExecutor(at_once) as pool:
-            played = base_play(next(iter(missing.values())).with_name(BASE), base, game)
+            games = dict.fromkeys([game] if begin is None else [begin.game, game])
+            played = [base_play(next(iter(missing.values())).with_name(BASE), base, one) for one in games]
             run = partial(
                 run_seed, finished=finished, base=base, played=played, generations=generations, windows=windows, game=game, begin=begin
             )
@@ -204,7 +205,7 @@ def base_play(directory: Path, base: Path, game: Game) -> BasePlay:
     passing = next((markets for markets in looks if markets >= FEWEST_MARKETS), looks[-1])
     snapshots = (*benchmark_snapshots(passing, game), *confirmation_snapshots(0, CONFIRMATION_MARKETS, game))
     with (
-        stage(settings, f"The base in {len(snapshots)} markets, once for all seeds"),
+        stage(settings, f"The base in {len(snapshots)} markets of {game.name}, once for all seeds"),
         _database(settings) as connection,
         progress_of_parts("   ") as on_progress,
     ):
@@ -215,7 +216,7 @@ def base_play(directory: Path, base: Path, game: Game) -> BasePlay:
 
 
 def run_seed(
-    directory: Path, seed: int, *, finished: Finished, base: Path, played: BasePlay, generations: int, windows: int, game: Game,
+    directory: Path, seed: int, *, finished: Finished, base: Path, played: Sequence[BasePlay], generations: int, windows: int, game: Game,
     begin: Beginning | None = None,
 ) -> None:  # fmt: skip
     """Run the demo of a seed to its end, and add its result; the directory's name says whether without the gate."""
@@ -223,7 +224,8 @@ def run_seed(
     say(f"{directory.name}: {log} says how far it is")
     # Its gate and its confirmation find what the base played, and play the rest.
     with _database(_settings(directory, base)) as connection:
-        write_results(connection, BASE, played.identity, played.fingerprints, played.results, utc_now())
+        for one in played:
+            write_results(connection, BASE, one.identity, one.fingerprints, one.results, utc_now())
     # With its decisions, from which its expected dollars are computed.
     shutil.copytree(runs_directory(directory.with_name(BASE), BASE), runs_directory(directory, BASE), dirs_exist_ok=True)
     courses = [(game, generations)] if begin is None else [(begin.game, begin.generations), (game, generations)]
