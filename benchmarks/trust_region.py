@@ -280,7 +280,8 @@ def examine(player: Player, markets: Sequence[Scenario], game: Game) -> dict[str
         taken = one.choice_k[one.taken]
         if taken.direction:
             stakes_usd.append(stake(taken))
-        usd = [expected_dollars(markets[one.hour], one.tick, choice) for choice in one.choice_k]
+        lasting = game.mandate == FREE
+        usd = [0.0 if lasting else expected_dollars(markets[one.hour], one.tick, choice) for choice in one.choice_k]
         expected, best = expected + usd[one.taken], best + max(usd)
         soft += math.fsum(p * value for p, value in zip(one.probability_k, usd, strict=True))
         for event in markets[one.hour].events_at(one.tick)[:1]:

@@ -137,8 +137,8 @@ def version_source(model: Model, role: str, settings: Settings) -> ModelSource |
 
 
 def same_prompt(one: Game, other: Game) -> bool:
-    """Whether two games show the same words; they may differ in the stakes of an answer."""
-    return (one.prompt_version, one.mandate) == (other.prompt_version, other.mandate)
+    """Whether two games show the same words; they may differ in mandate and stakes."""
+    return one.prompt_version == other.prompt_version
 
 
 def game_trained(model: Model, settings: Settings) -> Game:

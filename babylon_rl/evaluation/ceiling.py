@@ -22,12 +22,16 @@ from babylon_rl.market.simulation.scenario import Scenario
 KINDS = ("stock report", "question report", "rumour", "neutral", "none")
 READINGS = ("follows", "otherMarket", "against", "hold", "trades", "unusable")
 _APPRAISED: dict[tuple[str, str], tuple[list[Appraisal], list[float]]] = {}
-_BEST_COURSE: dict[str, float] = {}  # of positions that last
+_BEST_COURSE: dict[tuple[str, float], float] = {}  # of positions that last
 
 
 def ceiling_of(snapshot: Snapshot) -> Ceiling | None:
-    """The best play of what is played in a generated market; None of a recorded market."""
-    return None if snapshot.scenario.config is None else CEILING_OF_GAME.get(snapshot.game.name)
+    """The best play of what is played in a market; None of a recorded one, and of positions that last until a question is answered."""
+    ceiling, scenario = CEILING_OF_GAME.get(snapshot.game.name), snapshot.scenario
+    if ceiling is None or scenario.config is None:
+        return None
+    answered = any(question.resolve_tick <= scenario.ticks for question in scenario.questions)
+    return None if answered and ceiling.mandate == FREE else ceiling
 
 
 def appraisals(snapshot: Snapshot) -> tuple[list[Appraisal], list[float]]:
@@ -47,7 +51,7 @@ def expected_usd(result: Result, snapshot: Snapshot) -> float | None:
         return None
     if ceiling.mandate == FREE:
         actions = iter([action if outcome == "filled" else HOLD for action, outcome in result.orders])
-        return course_usd(snapshot.scenario, ceiling, lambda seen: next(actions))
+        return course_usd(snapshot.scenario, ceiling, lambda seen: next(actions), snapshot.start_balance)
     worth = zip(appraisals(snapshot)[0], result.orders, strict=True)
     return sum(appraisal.usd(action) for appraisal, (action, outcome) in worth if outcome == "filled")
 
@@ -58,10 +62,10 @@ def ceiling_usd(snapshot: Snapshot) -> float | None:
     if ceiling is None:
         return None
     if ceiling.mandate == FREE:
-        digest = snapshot.scenario.digest
-        if digest not in _BEST_COURSE:
-            _BEST_COURSE[digest] = course_usd(snapshot.scenario, ceiling)
-        return _BEST_COURSE[digest]
+        key = snapshot.scenario.digest, snapshot.start_balance
+        if key not in _BEST_COURSE:
+            _BEST_COURSE[key] = course_usd(snapshot.scenario, ceiling, start_balance=snapshot.start_balance)
+        return _BEST_COURSE[key]
     return sum(appraisals(snapshot)[1])
 
 

@@ -127,7 +127,7 @@ class Metrics(CamelCase, frozen=True):
         action_shares: by kind and side, ``invalid`` among them; they sum to 1. action_entropy: in bits.
         reaction_ticks: from news with a direction to the first purchase in it, while the news had an effect; reaction_share: of such news.
         expected_usd: of the decisions on average, without the luck of prices; ceiling_usd: of the best play from what the prompt shows.
-            Null of positions that last, of recorded markets, and of players that know more.
+            Null of recorded markets, of positions that last until a question is answered, and of players that know more.
     """
 
     total_pnl: float

@@ -9,7 +9,7 @@ from babylon_rl.cli.demo_stages import Demo, materialize_hours, planned, play, t
 from babylon_rl.cli.output import Table
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
 from babylon_rl.evaluation import report
-from babylon_rl.market.simulation.games import AMOUNTS, ONE_TICK_GAME, POSTS, Game
+from babylon_rl.market.simulation.games import AMOUNTS, ONE_TICK_GAME, POSITIONS, POSTS, Game
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -62,11 +62,12 @@ def test_a_demo_of_another_prompt_is_refused_and_one_of_another_game_goes_on(dem
     assert planned(demo)[0][0] == "2026-02-03T04:00"
 
 
-def test_a_game_with_the_same_prompt_goes_on_from_the_versions_of_the_other_one(demo: Demo) -> None:
+@pytest.mark.parametrize("game", [AMOUNTS, POSITIONS], ids=["amounts", "positions"])
+def test_a_game_with_the_same_prompt_goes_on_from_the_versions_of_the_other_one(demo: Demo, game: Game) -> None:
     played(demo, ["2026-02-03T04:00", "2026-02-03T05:00"], game=POSTS)
-    plan = planned(replace(demo, game=AMOUNTS))
+    plan = planned(replace(demo, game=game))
     assert plan[0] == ["2026-02-03T04:00", "2026-02-03T05:00"] and len(plan) == GENERATIONS
-    play(replace(demo, game=AMOUNTS), plan[0], "base")  # nothing is missing, so no model is asked
+    play(replace(demo, game=game), plan[0], "base")  # nothing is missing, so no model is asked
     with demo.database.connect() as connection:
         assert {source.game for *_, source in read_sources(connection, plan[0]).values() if source} == {"posts"}
 

@@ -67,6 +67,12 @@ def test_expected_dollars_of_positions_that_last_are_earned_on_average(name: str
     assert abs(fmean(luck)) < 3 * stdev(luck) / math.sqrt(len(luck))
 
 
+def test_a_course_begins_with_the_snapshots_balance() -> None:
+    hour = benchmark_snapshots(1, POSITIONS)[0].scenario
+    poor, rich = (course_usd(hour, WITH_POSITIONS, start_balance=usd) for usd in (1_000.0, 100_000.0))
+    assert 0 < poor < rich and course_usd(hour, WITH_POSITIONS, start_balance=100.0) == 0.0
+
+
 def test_no_script_comes_near_the_best_answers_of_positions_that_last() -> None:
     compared = compare(script_rows(benchmark_snapshots(24, POSITIONS)), None, None, game=POSITIONS)
     shares = {row.player: row.of_ceiling.mean for row in compared.rows if row.of_ceiling is not None}
@@ -179,9 +185,8 @@ def test_tables_of_runs_have_the_columns_of_the_gates(tmp_path: Path) -> None:
     best, nothing = rows["best-by-prompt"], rows["nothing"]
     assert best.expected is not None and best.expected.mean > 0 and best.of_ceiling is not None and best.of_ceiling.mean == pytest.approx(1)
     assert nothing.expected is not None and nothing.expected.mean == 0
-    # Positions that last have a ceiling of their own; a player that knows more than the prompt shows has neither.
-    assert rows["lasts"].of_ceiling is not None and 0 < rows["lasts"].of_ceiling.mean < 1
-    assert (rows["oracle"].expected, rows["oracle"].of_ceiling) == (None, None)
+    # Positions that last until a question is answered, and a player that knows more than the prompt shows, have neither.
+    assert [(rows[name].expected, rows[name].of_ceiling) for name in ("oracle", "lasts")] == [(None, None)] * 2
     cells = {column.title: column.cell(best) for column in AGENTS}
     assert cells["of the ceiling"] == "100% [100%, 100%]" and str(cells["expected, $"]).startswith("+")
     assert all(column in AGENTS and column.title in [one.title for one in gate_columns("base")] for column in CEILING)

@@ -50,7 +50,7 @@ def game_named(name: str) -> Game:
 
 
 def game_asked(mandate: Mandate, prompt: str | None = None) -> Game:
-    """The game without sizes of a mandate and a prompt version; by default the first of that mandate.
+    """The first game of a mandate and a prompt version; by default the first of that mandate.
 
     Raises:
         MarketError: there is no such prompt, or it has no words for the mandate.

@@ -149,7 +149,7 @@ class NewsTrader:
         """The action with the largest expected gain."""
         moves = self._beliefs.moves(seen)
         best = None
-        if moves and seen.balance > 1.05 * self._stake_usd / self._leverage:
+        if moves and seen.balance > 1.05 * self._stake_usd * max(1.0 / self._leverage, QUESTION_STAKE):
             held = {position.market: position.direction for position in seen.positions}
             orders = prospects(seen, moves, self._stake_usd, self._model)
             best = max((one for one in orders if held.get(one.market, one.direction) == one.direction), default=None)

@@ -76,16 +76,22 @@ class SwingOracle:
     name = "oracle"
     mandate: Mandate = FREE
 
-    def __init__(self, scenario: Scenario, model: MarketModel, stake_usd: float = STAKE_USD, leverage: float = 3.0) -> None:
-        self._stake_usd = stake_usd
-        self._leverage = leverage
+    def __init__(
+        self,
+        scenario: Scenario,
+        model: MarketModel,
+        stake_usd: float = STAKE_USD,
+        leverage: float = 3.0,
+        question_share: float = QUESTION_STAKE,
+    ) -> None:
+        self._stake_usd, self._leverage, self._question_share = stake_usd, leverage, question_share
         stock_cost = model.fee + 0.5 * model.impact_per_usd * stake_usd * leverage
         self._swings: dict[str, Swings] = {}
         for asset in scenario.assets:
             moves = [log(after / before) for before, after in pairwise(asset.prices)]
             self._swings[asset.ticker] = Swings(0, moves, [-move for move in moves], stock_cost)
         for question in scenario.questions:
-            self._swings[question.id] = _question_swings(scenario, question, model, stake_usd * QUESTION_STAKE)
+            self._swings[question.id] = _question_swings(scenario, question, model, stake_usd * question_share)
 
     def decide(self, seen: Observation) -> Action:
         """Close a position that has run its course, else enter the best market."""
@@ -94,11 +100,11 @@ class SwingOracle:
             swings = self._swings[position.market]
             if swings.covers(tick) and swings.best(tick, position.direction) != position.direction:
                 return closing(position)
-        if seen.balance < 1.05 * self._stake_usd:
+        if seen.balance < 1.05 * self._stake_usd * max(1.0, self._question_share):
             return HOLD
         held = {position.market for position in seen.positions}
         wanted = [
-            (swings.gain(tick) * (self._leverage if index < len(seen.stocks) else QUESTION_STAKE), swings.best(tick, 0), market)
+            (swings.gain(tick) * (self._leverage if index < len(seen.stocks) else self._question_share), swings.best(tick, 0), market)
             for index, (market, swings) in enumerate(self._swings.items())
             if market not in held and swings.covers(tick)
         ]

@@ -24,7 +24,7 @@ from babylon_rl.market.simulation.agents import (
     stock_profit,
 )
 from babylon_rl.market.simulation.arithmetic import exp, log
-from babylon_rl.market.simulation.config import HOUR_S, MarketModel
+from babylon_rl.market.simulation.config import HOUR_S, START_BALANCE, MarketModel
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.games import AMOUNTS, ONE_TICK_GAME, POSITIONS, POSTS
 from babylon_rl.market.simulation.news_reader import Beliefs, odds
@@ -124,8 +124,9 @@ class Appraisal(msgspec.Struct, frozen=True):
         """Expected dollars of an action over holding."""
         if not isinstance(action, ClosePerp | SellPrediction):
             return self.usd(action)
-        held = seen.held(action.ticker if isinstance(action, ClosePerp) else action.market)
-        return 0.0 if held is None else -action.share * self.held_usd(held)
+        market, side = (action.ticker, None) if isinstance(action, ClosePerp) else (action.market, action.side)
+        closed = [one for one in seen.positions if one.market == market and side in (None, one.side)]
+        return -action.share * math.fsum(map(self.held_usd, closed))
 
     def best(self, seen: Observation, amounts_usd: Sequence[float], mandate: Mandate = ONE_TICK) -> tuple[float, Action]:
         """The largest expected dollars over holding, and the action that has them; 0 and hold where none has more."""
@@ -169,13 +170,18 @@ def appraised(scenario: Scenario, ceiling: Ceiling) -> tuple[list[Appraisal], li
     return appraisals, best_usd
 
 
-def course_usd(scenario: Scenario, ceiling: Ceiling, decide: Callable[[Observation], Action] | None = None) -> float:
+def course_usd(
+    scenario: Scenario, ceiling: Ceiling, decide: Callable[[Observation], Action] | None = None, start_balance: float = START_BALANCE
+) -> float:
     """Expected dollars of who plays a market alone with positions that last: of what is held, and of each action over holding.
+
+    Left out: that the answer to a question is published within the market.
 
     Args:
         decide: the action of each tick; by default the best play's.
     """
-    reader, exchange, newsroom = PromptReader(ceiling, scenario.model or MarketModel()), Exchange(scenario, [_WATCHER]), Newsroom(scenario)
+    reader, newsroom = PromptReader(ceiling, scenario.model or MarketModel()), Newsroom(scenario)
+    exchange = Exchange(scenario, [_WATCHER], start_balance)
     record, total = AgentRecord(_WATCHER, _WATCHER, reader.mandate, exchange.accounts[_WATCHER]), 0.0
     while not exchange.over:
         seen = observe(exchange, newsroom, record)

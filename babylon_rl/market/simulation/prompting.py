@@ -102,7 +102,7 @@ def choice_text(choice: Choice, seen: Observation) -> str:
         return json.dumps({"action": choice.action})
     named = {market: label for label, market in labels(seen).items()}
     size = {"size": choice.size} if isinstance(choice, SizedChoice) else {}
-    return json.dumps({"action": choice.action, "market": named[choice.market], **size})
+    return json.dumps({"action": choice.action, "market": named.get(choice.market, choice.market), **size})
 
 
 def parse_choice(text: str, seen: Observation, game: Game = ONE_TICK_GAME) -> Choice | Invalid:
@@ -126,7 +126,17 @@ def parse_choice(text: str, seen: Observation, game: Game = ONE_TICK_GAME) -> Ch
         return Choice("close", market) if seen.held(market) else Invalid(f"nothing is held of {choice.market!r}")
     if isinstance(choice, SizedChoice) and choice.size is None:
         return Invalid(_OTHER_SIZE)
+    if game.mandate == FREE and (why := _not_now(choice, market, seen)):
+        return Invalid(why)
     return msgspec.structs.replace(choice, market=market)
+
+
+def _not_now(choice: Choice, market: str, seen: Observation) -> str:
+    """Why a position that lasts cannot be opened now; empty where it can."""
+    held = seen.held(market)
+    if held is not None and held.direction != choice.direction:
+        return f"{choice.market!r} is held {held.side}: close it first"
+    return "" if not isinstance(choice, SizedChoice) or choice.size in _covered(seen) else f"the balance does not cover {choice.size}"
 
 
 def _actions(game: Game) -> tuple[str, ...]:
@@ -212,9 +222,9 @@ def _order(choice: Choice, seen: Observation, game: Game) -> Action:
     held = None if choice.market is None else seen.held(choice.market)
     if choice.action == "close" and held is not None:
         return closing(held)
-    if not isinstance(choice, SizedChoice) or choice.size is None:
+    if not isinstance(choice, SizedChoice) or choice.size is None or choice.usd is None:
         return order(choice, seen, STAKE_USD)
-    return leveraged(choice, seen, SIZES_USD[choice.size], LEVERAGES[choice.size] if game.mandate == FREE else 1.0)
+    return leveraged(choice, seen, choice.usd, LEVERAGES[choice.size] if game.mandate == FREE else 1.0)
 
 
 def scripted_call(name: str, seen: Observation, action: Action | Invalid, game: Game) -> Call:

@@ -18,6 +18,7 @@ from babylon_rl.market.simulation.agents import (
     HOLDING,
     LEVERAGES,
     ONE_TICK,
+    QUESTION_STAKE,
     STAKE_USD,
     Agent,
     AgentFactory,
@@ -198,8 +199,8 @@ def player(name: str, scenario: Scenario, game: Game, stake_usd: float | None = 
     """
     if game.mandate == ONE_TICK:
         return factory(name, scenario, stake_usd=STAKE_USD if game.names_size and stake_usd is None else stake_usd)
+    own = factory(name, scenario, game.mandate)
     if stake_usd is None:
-        own = factory(name, scenario, game.mandate)
         return lambda agent_id, seed: _Sized(own(agent_id, seed), on_menu)
     # With the most leverage, so that a balance opens as many positions as an answer's largest size. Whether an answer could name this one
     # does not count here.
@@ -211,13 +212,13 @@ def player(name: str, scenario: Scenario, game: Game, stake_usd: float | None = 
 
     def make(agent_id: str, seed: int | str) -> Agent:
         if name == "oracle":
-            return _Sized(SwingOracle(scenario, market, stake_usd / most, most), at_stake)
+            return _Sized(SwingOracle(scenario, market, stake_usd / most, most, QUESTION_STAKE * most), at_stake)
         if name == "news-reader":
             return NewsTrader(market, stake_usd, most)
         if name in STYLES:
             style = msgspec.structs.replace(STYLES[name], stake_usd=stake_usd / most, leverage=most)
             return _Sized(PositionTrader(Scripted(name, agent_id, seed), style), at_stake)
-        return factory(name, scenario, game.mandate)(agent_id, seed)
+        return own(agent_id, seed)
 
     return make
 

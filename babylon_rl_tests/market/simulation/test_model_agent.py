@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from babylon_rl.llm.client import ChatClient
-from babylon_rl.market.simulation.actions import BuyPrediction, Hold, OpenPerp
+from babylon_rl.market.simulation.actions import BuyPrediction, ClosePerp, Hold, OpenPerp, SellPrediction
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.games import GAMES, POSITIONS, Game
@@ -21,7 +21,7 @@ from babylon_rl.market.simulation.scenario import WorldEvent, from_paths
 from babylon_rl.market.simulation.strategies import factory
 from babylon_rl.models.grammar import language
 from babylon_rl.tolerant_json import whole_text
-from babylon_rl_tests.market.simulation.agents import Scribe
+from babylon_rl_tests.market.simulation.agents import Scribe, Script
 from babylon_rl_tests.market.simulation.markets import MARKET, STOCK, make_market
 from babylon_rl_tests.market.stand_in import Answer, StandIn, by_seed, stand_in
 
@@ -184,12 +184,27 @@ def test_nothing_can_be_closed_where_the_mandate_closes() -> None:
     assert dict(run.records["agent-0"].invalid) == {"no action among buy, sell, hold": 1}
 
 
+def test_what_cannot_be_opened_now_costs_the_turn_and_says_why() -> None:
+    """An endpoint without grammars may answer what the schema does not offer."""
+    opened = ['{"action": "buy", "market": "Acme", "size": "large"}'] * 10
+    other = [f'{{"action": "{action}", "market": "Q1", "size": "small"}}' for action in ("buy", "sell")]
+    run, endpoint = asked(saying(*other, *opened), scenario=make_market(), game=POSITIONS)
+    record = run.records["agent-0"]
+    assert record.invalid == {"'Q1' is held yes: close it first": 1, "the balance does not cover large": 2}
+    assert endpoint.seen[2]["messages"][1]["content"].endswith("; invalid") and not record.refused
+
+
 def test_a_refused_order_is_told_in_the_next_prompt() -> None:
-    both = [f'{{"action": "{action}", "market": "Acme", "size": "small"}}' for action in ("buy", "sell")]
-    run, endpoint = asked(saying(*both, "hm"), scenario=make_market(), game=POSITIONS)
-    assert run.records["agent-0"].refused == {"opposite_side": 1}
-    assert endpoint.seen[2]["messages"][1]["content"].endswith("; refused")
-    assert endpoint.seen[3]["messages"][1]["content"].endswith("last refused; invalid")
+    refused = Script({0: ClosePerp(STOCK)})
+    seen = Scribe(refused)
+    play(make_market(), {"a": lambda agent_id, seed: seen})
+    assert messages(seen.seen[1], "trader-v2")[1]["content"].endswith("last refused")
+
+
+def test_an_agents_order_in_a_market_that_is_not_there_is_refused_and_recorded() -> None:
+    wrong = Script({0: ClosePerp("NOPE"), 1: SellPrediction("Q9", "yes"), 2: OpenPerp("NOPE", "long", 100.0)})
+    record = play(make_market(), {"a": lambda agent_id, seed: wrong}, game=POSITIONS).records["a"]
+    assert sum(record.refused.values()) == 3 and json.loads(record.calls[0].response) == {"action": "close", "market": "NOPE"}
 
 
 def test_an_endpoint_that_goes_down_ends_the_run_with_what_was_played() -> None:
