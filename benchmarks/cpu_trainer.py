@@ -70,13 +70,15 @@ class Sides:
         """Sequences to optimizer steps, as the trainer takes them."""
         import torch
 
-        from babylon_rl.training.backends.cpu.policy import make_items, pack
+        from babylon_rl.training.backends.cpu.policy import PackedPolicy, make_items, pack
         from babylon_rl.training.backends.cpu.trainer import IterationRun
 
         items, _ = make_items(self.tokenizer, self.sequences)
         torch.set_num_threads(1)
         settings = self.settings.model_copy(update={"kl_penalty": kl_penalty})
-        run = IterationRun(self.policy, items, TrainIteration("benchmark", 1, self.sequences, 0), settings)
+        # Anew: the states of its lower layers were computed by an earlier round.
+        policy = PackedPolicy(self.policy.model, usable_cores())
+        run = IterationRun(policy, items, TrainIteration("benchmark", 1, self.sequences, 0), settings)
         for number, step in enumerate(self._steps(pack([item.encoded for item in items])), start=1):
             run.take_step(step, number)
 

@@ -96,27 +96,69 @@ def shared_trunk(rows: Sequence[Unread]) -> int:
     return shared if shared >= SHARED_PREFIX_MINIMUM else 0
 
 
+def in_one_pass(rows: Sequence[Unread]) -> Unread:
+    """All tokens of a pass over rows without caches, in its order: their trunk, then what follows it in each row."""
+    trunk = shared_trunk(rows)
+    tokens, before = list(rows[0].tokens[:trunk]), list(range(-1, trunk - 1))
+    for row in rows:
+        start, left = len(tokens), row.after(trunk)
+        tokens += left.tokens
+        before += [trunk - 1 if one < 0 else start + one for one in left.before]
+    return Unread(tokens, before)
+
+
 @dataclass
 class LowerStates:
-    """States [1, T, D] of a pass before a layer, recorded by ``record_lower``; a later pass over the same rows begins there."""
+    """States [1, T, D] before a layer in a pass over T tokens: it begins there, or records them (``record_lower``)."""
 
     layer: int
+    tokens: Unread
     states: Tensor | None = None
 
 
-def joined(parts: Sequence[LowerStates], rows: Sequence[Unread]) -> LowerStates:
-    """The recorded states of passes over a row each, as of one over all of them."""
-    shared, recorded = shared_trunk(rows), [part.states for part in parts if part.states is not None]
-    assert len(recorded) == len(parts), "a pass recorded no states"
-    return LowerStates(parts[0].layer, torch.cat([states[:, shared if row else 0 :] for row, states in enumerate(recorded)], 1))
+class KnownStates:
+    """States before a layer of up to ``most`` tokens, each known by itself and what stands before it, in whatever rows.
 
+    What is added is found after ``show``: passes side by side find the same, whichever ends first.
+    """
 
-def apart(whole: LowerStates, rows: Sequence[Unread]) -> list[LowerStates]:
-    """The recorded states of a pass over some rows, for each row alone: the inverse of ``joined``."""
-    assert whole.states is not None, "a pass recorded no states"
-    shared = shared_trunk(rows)
-    trunk, *parts = whole.states.split([shared, *(len(row.tokens) - shared for row in rows)], 1)
-    return [LowerStates(whole.layer, torch.cat([trunk, part], 1) if shared else part) for part in parts]
+    def __init__(self, layer: int, most: int) -> None:
+        self._layer, self._most, self._shown = layer, most, 0
+        # By the place of the token before, -1 for none, and the token.
+        self._places: dict[tuple[int, int], int] = {}
+        self._states_md: Tensor | None = None
+
+    def find(self, rows: Sequence[Unread]) -> LowerStates:
+        """What a pass over these rows begins with: all their states, or none, so that it records them."""
+        lower, places = LowerStates(self._layer, in_one_pass(rows)), list[int]()
+        for token, before in zip(lower.tokens.tokens, lower.tokens.before, strict=True):
+            place = self._places.get((-1 if before < 0 else places[before], token), self._shown)
+            if place >= self._shown:
+                return lower
+            places.append(place)
+        if self._states_md is not None:
+            lower.states = self._states_md[torch.tensor(places, device=self._states_md.device)][None]
+        return lower
+
+    def add(self, lower: LowerStates) -> None:
+        """Keep the states of a pass, as many as there is room for."""
+        if lower.states is None:
+            return
+        if self._states_md is None:
+            self._states_md = lower.states.new_empty((self._most, lower.states.shape[-1]))
+        places, new, start = list[int](), list[int](), len(self._places)
+        for index, (token, before) in enumerate(zip(lower.tokens.tokens, lower.tokens.before, strict=True)):
+            key = (-1 if before < 0 else places[before], token)
+            if key not in self._places:
+                if start + len(new) == self._most:
+                    break
+                self._places[key] = start + len(new)
+                new.append(index)
+            places.append(self._places[key])
+        self._states_md[start : start + len(new)] = lower.states[0, new]
+
+    def show(self) -> None:
+        self._shown = len(self._places)
 
 
 @dataclass(frozen=True)
@@ -307,7 +349,7 @@ def read_rows(
     if sum(len(row.tokens) for row in rows) == 1:
         # Twice, as the product of a single vector is summed in another order than that of several.
         twice = None if caches is None else [*caches, list(caches[0])]
-        return read_rows(causal, [*rows, *rows], twice, lower, None if wanted is None else [*wanted, *wanted], together)[:1]
+        return read_rows(causal, [*rows, *rows], twice, None, None if wanted is None else [*wanted, *wanted], together)[:1]
     reading, model = Reading(rows, caches, lower, wanted), causal.base_model
     if together and caches is not None:
         reading.fill(causal)

@@ -17,6 +17,7 @@ from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.cpu import RATIO_LIMIT
+from babylon_rl.training.backends.cpu import policy as policy_module
 from babylon_rl.training.backends.cpu.bounds import Measured, refuse_diverged
 from babylon_rl.training.backends.cpu.policy import (
     PackedPolicy,
@@ -225,37 +226,45 @@ def test_a_model_in_training_answers_without_rows_too(tiny_base: Path) -> None:
         assert model(input_ids=torch.tensor([[5, 6, 7]])).logits.shape[:2] == (1, 3)
 
 
-def test_gradients_are_the_same_from_the_base_s_lower_layers_on(cpu_settings: Settings, tiny_base: Path) -> None:
+def test_layers_that_do_not_train_compute_a_token_once(cpu_settings: Settings, tiny_base: Path) -> None:
     tokenizer, model = load_policy(tiny_base, None, torch.float32)
     items, _ = make_items(tokenizer, make_lesson(2))
     policy, packs = PackedPolicy(model), pack([item.encoded for item in items], most_tokens=1)
     assert any(tokens_of(group) < sum(row.tokens for row in group) for group in grouped(packs))
-    # A negligible penalty needs the base's states; none needs nothing of it.
-    gradients = []
-    for kl_penalty in (0.0, 1e-30):
-        run = IterationRun(policy, items, make_iteration([]), cpu_settings.model_copy(update={"kl_penalty": kl_penalty}))
+    run, passes, gradients = IterationRun(policy, items, make_iteration([]), cpu_settings), list[int](), list[list[torch.Tensor]]()
+    model.get_base_model().base_model.layers[0].register_forward_pre_hook(lambda *given: passes.append(1))
+    computed = []
+    for _ in range(2):
         run.gradients(packs)
+        computed.append(len(passes))
         gradients.append([one.grad for one in policy.parameters.values() if one.grad is not None])
         for one in policy.parameters.values():
             one.grad = None
+    assert computed[0] == computed[1] > 0
     assert len(gradients[0]) == len(policy.parameters)
     for whole, upper in zip(*gradients, strict=True):
         torch.testing.assert_close(upper, whole, atol=1e-6, rtol=1e-4)
 
 
-def test_states_are_the_same_from_the_base_s_lower_layers_on(tiny_base: Path) -> None:
+@pytest.mark.parametrize("most", [policy_module.KNOWN_TOKENS, 300, 1])
+def test_states_are_the_same_whatever_is_known_of_the_lower_layers(tiny_base: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_module, "KNOWN_TOKENS", most)
     tokenizer, model = load_policy(tiny_base, None, torch.float32)
     items, _ = make_items(tokenizer, make_lesson(2))
     policy, packs = PackedPolicy(model.eval()), pack([item.encoded for item in items])
+    # The same sequences in other rows, and some of them alone.
+    others = pack([item.encoded for item in items], most_tokens=1)
+    first = policy.states(packs, items)
     for name, weights in policy.parameters.items():
         if "lora_B" in name:
             torch.nn.init.normal_(weights)
-    base = policy.base_states(packs, items)
-    with torch.no_grad():
-        whole = policy.each([[row] for row in packs], lambda group: policy.hidden(group, items))
-    for upper, wanted, of_base in zip(policy.states(packs, items, base), whole, base, strict=True):
-        torch.testing.assert_close(upper, wanted)
-        assert not torch.allclose(upper, of_base.at_choices_nd, atol=0.1)
+    monkeypatch.setattr(policy_module, "KNOWN_TOKENS", 0)
+    anew = PackedPolicy(model)
+    for rows in (packs, others, others[::3]):
+        for known, wanted in zip(policy.states(rows, items), anew.states(rows, items), strict=True):
+            torch.testing.assert_close(known, wanted, atol=1e-4, rtol=1e-4)
+    for moved, before in zip(policy.states(packs, items), first, strict=True):
+        assert not torch.allclose(moved, before, atol=0.1)
 
 
 def test_an_adapter_that_trains_more_than_layers_is_refused(tiny_base: Path) -> None:

@@ -182,11 +182,11 @@ def measure(
     policy.model.eval()
     looked_at = list(found)[:: -(-len(found) // MEASURED_PACKS)]
     base = policy.base_states(looked_at, items)
-    own = policy.states(looked_at, items, base)
+    own = policy.states(looked_at, items)
     with torch.no_grad():
         kl_n = torch.cat([
-            policy.divergence(hidden_nd, of_base.at_choices_nd, items, choices(row, items))
-            for row, hidden_nd, of_base in zip(looked_at, own, base, strict=True)
+            policy.divergence(hidden_nd, base_nd, items, choices(row, items))
+            for row, hidden_nd, base_nd in zip(looked_at, own, base, strict=True)
         ])  # fmt: skip
     policy.model.train()
     return Measured(float(kl_n.mean()), *action_shares(items, found, parent or {}))

@@ -13,6 +13,7 @@ them. The log-probabilities equal those of separate rows.
 
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,11 +34,10 @@ from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.checkpoints import read_remote
 from babylon_rl.models.device import PROCESSOR, BatchSizes, Device, batch_sizes, best_device
 from babylon_rl.models.row_attention import (
+    KnownStates,
     LowerStates,
     Unread,
-    apart,
     attention_by_row,
-    joined,
     read_rows,
     record_lower,
     shared_length,
@@ -61,6 +61,7 @@ RANK, ALPHA = 16, 32
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FROZEN_SHARE = 0.4  # of the layers, from the bottom
 TOKENS_AT_ONCE = 1728  # of groups that are computed side by side: together they need no more memory than the longest row alone
+KNOWN_TOKENS = 2**16  # whose states below the trained layers are kept: of the packaged base 151 MB in float32
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")  # in the names of parameters
 
@@ -246,20 +247,12 @@ def as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
     return Pack(tuple(index for _, index in run), Unread(tuple(tokens), tuple(before)), tuple(paths))
 
 
-@dataclass(frozen=True)
-class BaseStates:
-    """The base's states of a row. ``at_choices_nd``: [N, D] before its N choices; ``lower``: those below the first trained layer."""
-
-    at_choices_nd: Tensor
-    lower: LowerStates
-
-
 class PackedPolicy:
     """Causal model with an adapter in training, evaluated at tokens of packed rows.
 
     Groups of rows are computed side by side on up to ``threads`` threads, each by one thread (torch.set_num_threads(1)). Threads that share
     a row would round differently depending on their number, and would wait for each other on a busy machine. A GPU computes one larger
-    group after another.
+    group after another. The layers that do not train compute ``KNOWN_TOKENS`` tokens once.
     """
 
     def __init__(self, model: Any, threads: int = 1, device: Device = PROCESSOR) -> None:
@@ -277,8 +270,10 @@ class PackedPolicy:
             raise CheckpointError(
                 f"The adapter trains {beside[0]} too, and this trainer layers alone: begin from another version, or the base."
             )
-        self._first_trained = min(int(found[1]) for found in layers.values() if found)
-        record_lower(self._causal, self._first_trained)
+        first_trained = min(int(found[1]) for found in layers.values() if found)
+        record_lower(self._causal, first_trained)
+        self._known = KnownStates(first_trained, KNOWN_TOKENS)
+        self._group = threading.local()  # of the group that a thread computes: its lower states
 
     def grouped(self, packs: Sequence[Pack]) -> list[list[Pack]]:
         """Divide packs into groups for ``each``: on processors at least two, so that two cores have work."""
@@ -293,39 +288,34 @@ class PackedPolicy:
 
         The results do not depend on the number of threads; ``compute`` may call ``hidden``.
         """
-        if self.device.gpu:
-            with attention_by_row(self._causal):
-                return [compute(group) for group in groups]
         # Parallel groups together stay within the memory of the longest single row.
         at_once = max(1, min(self._threads, TOKENS_AT_ONCE // max(map(tokens_of, groups), default=1)))
-        with attention_by_row(self._causal):
-            return list(self._computing(at_once).map(compute, groups))
 
-    def hidden(self, group: Group, items: Sequence[Item], lower: LowerStates | None = None) -> Tensor:
+        def known(group: Group) -> tuple[Computed, LowerStates]:
+            self._group.lower = self._known.find([row.unread for row in group])
+            return compute(group), self._group.lower
+
+        results = list[Computed]()
+        with attention_by_row(self._causal):
+            for result, lower in map(known, groups) if self.device.gpu else self._computing(at_once).map(known, groups):
+                results.append(result)
+                self._known.add(lower)
+        self._known.show()
+        return results
+
+    def hidden(self, group: Group, items: Sequence[Item]) -> Tensor:
         """[N, D] hidden states before the tokens at N choices, pack after pack; called within ``each``."""
         wanted = [before_choices(row, items) for row in group]
-        return torch.cat(read_rows(self._causal, [row.unread for row in group], lower=lower, wanted=wanted))
+        return torch.cat(read_rows(self._causal, [row.unread for row in group], lower=self._group.lower, wanted=wanted))
 
-    def states(self, packs: Sequence[Pack], items: Sequence[Item], of_base: Sequence[BaseStates]) -> list[Tensor]:
-        """[N, D] hidden states of each pack at its choices, without gradients; the lower layers are the base's."""
-        lower = {row: base.lower for row, base in zip(packs, of_base, strict=True)}
+    def states(self, packs: Sequence[Pack], items: Sequence[Item]) -> list[Tensor]:
+        """[N, D] hidden states of each pack at its choices, without gradients."""
+        return self._each_without_gradients(packs, lambda group: by_pack(self.hidden(group, items), group, items))
 
-        def compute(group: Group) -> Sequence[Tensor]:
-            below = joined([lower[row] for row in group], [row.unread for row in group])
-            return by_pack(self.hidden(group, items, below), group, items)
-
-        return self._each_without_gradients(packs, compute)
-
-    def base_states(self, packs: Sequence[Pack], items: Sequence[Item]) -> list[BaseStates]:
-        """The base's states of each pack."""
-
-        def compute(group: Group) -> list[BaseStates]:
-            whole = LowerStates(self._first_trained)
-            at_choices = by_pack(self.hidden(group, items, whole), group, items)
-            return [BaseStates(*one) for one in zip(at_choices, apart(whole, [row.unread for row in group]), strict=True)]
-
+    def base_states(self, packs: Sequence[Pack], items: Sequence[Item]) -> list[Tensor]:
+        """The base's ``states``."""
         with self.model.disable_adapter():
-            return self._each_without_gradients(packs, compute)
+            return self.states(packs, items)
 
     def _each_without_gradients(self, packs: Sequence[Pack], compute: Callable[[Group], Sequence[Computed]]) -> list[Computed]:
         def without_gradients(group: Group) -> Sequence[Computed]:

@@ -27,7 +27,6 @@ from babylon_rl.heap import return_freed_memory
 from babylon_rl.models.base_model import base_model_dir, base_model_name, quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, base_identity, saving_weights
 from babylon_rl.models.device import PROCESSOR, Device, best_device
-from babylon_rl.models.row_attention import joined
 from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens
@@ -39,7 +38,6 @@ from babylon_rl.training.backends.cpu.policy import (
     FROZEN_SHARE,
     RANK,
     TARGETS,
-    BaseStates,
     Group,
     Item,
     Pack,
@@ -274,17 +272,14 @@ class IterationRun:
             return {**totals, "klParent": totals["klParent"] / bounds.total_weight(packs, self._items)}
         return dict(totals)
 
-    def _gradient(
-        self, group: Group, tokens: int, of_base: Mapping[Pack, BaseStates]
-    ) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
+    def _gradient(self, group: Group, tokens: int, of_base: Mapping[Pack, Tensor]) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
         spots = [spot for row in group for spot in choices(row, self._items)]
         bases = [of_base[row] for row in group] if of_base else []
-        lower = joined([base.lower for base in bases], [row.unread for row in group]) if bases else None
-        hidden_nd = self._policy.hidden(group, self._items, lower)
+        hidden_nd = self._policy.hidden(group, self._items)
         logprobs_n, entropy_n = self._policy.values(hidden_nd, self._items, spots)
         kl_n = None
         if bases:
-            kl_n = self._policy.divergence(hidden_nd, torch.cat([base.at_choices_nd for base in bases]), self._items, spots)
+            kl_n = self._policy.divergence(hidden_nd, torch.cat(bases), self._items, spots)
         # Weights, whose sum over a step's tokens is about 1, advantages and recorded log-probabilities.
         of = self._items
         rows = [(of[n].token_weight / tokens, of[n].advantage, of[n].served_t[t]) for _, n, t in spots]
