@@ -70,6 +70,8 @@ def stop_children(home: Path, *, orphans_only: bool) -> list[str]:
         try:
             note = json.loads(path.read_text())
             group, command = note["group"], str(note["command"])
+        except FileNotFoundError:  # its program has ended since
+            continue
         except (ValueError, KeyError, TypeError):
             path.unlink(missing_ok=True)
             continue

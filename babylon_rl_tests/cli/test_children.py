@@ -127,3 +127,9 @@ def test_note_of_a_pid_that_is_used_again_harms_nobody(tmp_path: Path) -> None:
     (tmp_path / "children" / "2.json").write_text("half a note")
     assert stop_children(tmp_path, orphans_only=True) == []
     assert list((tmp_path / "children").iterdir()) == []
+
+
+def test_a_note_that_goes_before_it_is_read_is_of_a_program_that_has_ended(tmp_path: Path) -> None:
+    (tmp_path / "children").mkdir()
+    (tmp_path / "children" / "1.json").symlink_to(tmp_path / "gone")  # listed, and not there
+    assert stop_children(tmp_path, orphans_only=False) == []
