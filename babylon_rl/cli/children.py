@@ -133,7 +133,9 @@ def _identity(pid: int) -> dict[str, float]:
 
 
 def _lives(identity: Mapping[str, float]) -> bool:
-    return _is_there(identity) and _runs(psutil.Process(int(identity["pid"])))
+    with suppress(psutil.NoSuchProcess):
+        return _is_there(identity) and _runs(psutil.Process(int(identity["pid"])))
+    return False
 
 
 def _is_there(identity: Mapping[str, float]) -> bool:

@@ -117,13 +117,13 @@ class LowerStates:
 
 
 class KnownStates:
-    """States before a layer of up to ``most`` tokens, each known by itself and what stands before it, in whatever rows.
+    """States before a layer of as many tokens as take ``most_bytes``, each known by itself and what stands before it, in whatever rows.
 
     What is added is found after ``show``: passes side by side find the same, whichever ends first.
     """
 
-    def __init__(self, layer: int, most: int) -> None:
-        self._layer, self._most, self._shown = layer, most, 0
+    def __init__(self, layer: int, most_bytes: int) -> None:
+        self._layer, self._most_bytes, self._shown = layer, most_bytes, 0
         # By the place of the token before, -1 for none, and the token.
         self._places: dict[tuple[int, int], int] = {}
         self._states_md: Tensor | None = None
@@ -145,17 +145,22 @@ class KnownStates:
         if lower.states is None:
             return
         if self._states_md is None:
-            self._states_md = lower.states.new_empty((self._most, lower.states.shape[-1]))
-        places, new, start = list[int](), list[int](), len(self._places)
+            of_token = lower.states[0, 0]
+            self._states_md = of_token.new_empty((self._most_bytes // of_token.nbytes, len(of_token)))
+        places, new = list[int](), dict[tuple[int, int], int]()
+        indexes, start = list[int](), len(self._places)
         for index, (token, before) in enumerate(zip(lower.tokens.tokens, lower.tokens.before, strict=True)):
             key = (-1 if before < 0 else places[before], token)
-            if key not in self._places:
-                if start + len(new) == self._most:
+            place = self._places.get(key, new.get(key))
+            if place is None:
+                place = start + len(new)
+                if place == len(self._states_md):
                     break
-                self._places[key] = start + len(new)
-                new.append(index)
-            places.append(self._places[key])
-        self._states_md[start : start + len(new)] = lower.states[0, new]
+                new[key] = place
+                indexes.append(index)
+            places.append(place)
+        self._states_md[start : start + len(new)] = lower.states[0, indexes]
+        self._places |= new
 
     def show(self) -> None:
         self._shown = len(self._places)

@@ -246,9 +246,9 @@ def test_layers_that_do_not_train_compute_a_token_once(cpu_settings: Settings, t
         torch.testing.assert_close(upper, whole, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("most", [policy_module.KNOWN_TOKENS, 300, 1])
+@pytest.mark.parametrize("most", [policy_module.KNOWN_BYTES, 40_000, 0])
 def test_states_are_the_same_whatever_is_known_of_the_lower_layers(tiny_base: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_module, "KNOWN_TOKENS", most)
+    monkeypatch.setattr(policy_module, "KNOWN_BYTES", most)
     tokenizer, model = load_policy(tiny_base, None, torch.float32)
     items, _ = make_items(tokenizer, make_lesson(2))
     policy, packs = PackedPolicy(model.eval()), pack([item.encoded for item in items])
@@ -258,7 +258,7 @@ def test_states_are_the_same_whatever_is_known_of_the_lower_layers(tiny_base: Pa
     for name, weights in policy.parameters.items():
         if "lora_B" in name:
             torch.nn.init.normal_(weights)
-    monkeypatch.setattr(policy_module, "KNOWN_TOKENS", 0)
+    monkeypatch.setattr(policy_module, "KNOWN_BYTES", 0)
     anew = PackedPolicy(model)
     for rows in (packs, others, others[::3]):
         for known, wanted in zip(policy.states(rows, items), anew.states(rows, items), strict=True):

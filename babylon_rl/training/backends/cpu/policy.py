@@ -61,7 +61,7 @@ RANK, ALPHA = 16, 32
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FROZEN_SHARE = 0.4  # of the layers, from the bottom
 TOKENS_AT_ONCE = 1728  # of groups that are computed side by side: together they need no more memory than the longest row alone
-KNOWN_TOKENS = 2**16  # whose states below the trained layers are kept: of the packaged base 151 MB in float32
+KNOWN_BYTES = 2**27  # of states below the trained layers: of the packaged base 116,000 tokens, in float32 half as many
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")  # in the names of parameters
 
@@ -252,7 +252,7 @@ class PackedPolicy:
 
     Groups of rows are computed side by side on up to ``threads`` threads, each by one thread (torch.set_num_threads(1)). Threads that share
     a row would round differently depending on their number, and would wait for each other on a busy machine. A GPU computes one larger
-    group after another. The layers that do not train compute ``KNOWN_TOKENS`` tokens once.
+    group after another. The layers that do not train compute a token once, while there is room in ``KNOWN_BYTES``.
     """
 
     def __init__(self, model: Any, threads: int = 1, device: Device = PROCESSOR) -> None:
@@ -272,7 +272,7 @@ class PackedPolicy:
             )
         first_trained = min(int(found[1]) for found in layers.values() if found)
         record_lower(self._causal, first_trained)
-        self._known = KnownStates(first_trained, KNOWN_TOKENS)
+        self._known = KnownStates(first_trained, KNOWN_BYTES)
         self._group = threading.local()  # of the group that a thread computes: its lower states
 
     def grouped(self, packs: Sequence[Pack]) -> list[list[Pack]]:
