@@ -97,7 +97,7 @@ def shared_trunk(rows: Sequence[Unread]) -> int:
 
 
 def in_one_pass(rows: Sequence[Unread]) -> Unread:
-    """All tokens of a pass over rows without caches, in its order: their trunk, then what follows it in each row."""
+    """Tokens of a pass over rows without caches: the trunk that they share, then the rest of each row."""
     trunk = shared_trunk(rows)
     tokens, before = list(rows[0].tokens[:trunk]), list(range(-1, trunk - 1))
     for row in rows:
@@ -109,7 +109,7 @@ def in_one_pass(rows: Sequence[Unread]) -> Unread:
 
 @dataclass
 class LowerStates:
-    """States [1, T, D] before a layer in a pass over T tokens: it begins there, or records them (``record_lower``)."""
+    """States [1, T, D] of a pass's T tokens before a layer. None: the pass computes them, and ``record_lower`` records them."""
 
     layer: int
     tokens: Unread
@@ -117,9 +117,10 @@ class LowerStates:
 
 
 class KnownStates:
-    """States before a layer of as many tokens as take ``most_bytes``, each known by itself and what stands before it, in whatever rows.
+    """Store of tokens' states before a layer, ``most_bytes`` at most.
 
-    What is added is found after ``show``: passes side by side find the same, whichever ends first.
+    A token is found in any row where the same tokens stand before it. What is added is found after ``show``: passes side by side find the
+    same, whichever ends first.
     """
 
     def __init__(self, layer: int, most_bytes: int) -> None:
@@ -129,7 +130,7 @@ class KnownStates:
         self._states_md: Tensor | None = None
 
     def find(self, rows: Sequence[Unread]) -> LowerStates:
-        """What a pass over these rows begins with: all their states, or none, so that it records them."""
+        """Return the states of a pass over these rows, without ``states`` if one of them is not known."""
         lower, places = LowerStates(self._layer, in_one_pass(rows)), list[int]()
         for token, before in zip(lower.tokens.tokens, lower.tokens.before, strict=True):
             place = self._places.get((-1 if before < 0 else places[before], token), self._shown)
