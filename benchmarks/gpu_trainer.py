@@ -4,8 +4,8 @@
 package in parts of 40 MiB; with `--wheels` also the packages that a machine with torch and transformers lacks, for its Python 3.12.
 `python benchmarks/gpu_trainer.py run FOLDER --out FILE` joins the parts, and writes one JSON after every section: training with its
 loss, gradient and decisions beside the processor's, a training that is killed and resumed, answers a second, and a base of 1.5 billion
-random weights (`--small`: a small one). FOLDER lies in the repository and is ignored by git there. `run --device cpu` proves the script
-without a GPU, `--device as-gpu` under a GPU's rules.
+random weights (`--small`: a small one, and few answers). FOLDER lies in the repository and is ignored by git there. `run --device cpu`
+proves the script without a GPU, `--device as-gpu` under a GPU's rules.
 """
 
 import argparse
@@ -45,7 +45,7 @@ PACKAGES = (
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
 # From the processor's figures: bfloat16 rounds products of the two in another order.
 BOUNDS = {"loss_away": 0.02, "gradient_cosine": 0.99, "decisions_equal": 0.95, "logprob_away": 0.25}
-ANSWERS, TEXTS, TEXT_TOKENS, CLIENTS = 256, 64, 64, 32
+ANSWERS, FEW_ANSWERS, TEXT_TOKENS, CLIENTS = 256, 16, 64, 32
 LARGE = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2}
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -176,41 +176,41 @@ def killed_and_resumed(folder: Path, base: Path, device: str, sequences: Sequenc
     }
 
 
-def served(base: Path, device: Device, adapter: Path, sequences: Sequence[TrainSequence]) -> dict[str, Any]:
-    """Answers and tokens a second in this process."""
+def served(base: Path, device: Device, adapter: Path, sequences: Sequence[TrainSequence], answers: int) -> dict[str, Any]:
+    """Answers and tokens a second in this process; a quarter as many free texts as answers."""
     from babylon_rl.models.policy import CompletionRequest, Policy
 
     policy = Policy.load(base, adapter, adapter_name="trained", device=device)
-    prompts = [list(sequences[n % len(sequences)].messages) for n in range(max(ANSWERS, TEXTS))]
+    prompts = [list(sequences[n % len(sequences)].messages) for n in range(answers)]
     form = sequences[0].response_format
     asked = {
-        "decisions": [CompletionRequest(one, form, 1.0, n, adapter="trained") for n, one in enumerate(prompts[:ANSWERS])],
-        "texts": [CompletionRequest(one, None, 1.0, n, TEXT_TOKENS, "trained") for n, one in enumerate(prompts[:TEXTS])],
+        "decisions": [CompletionRequest(one, form, 1.0, n, adapter="trained") for n, one in enumerate(prompts)],
+        "texts": [CompletionRequest(one, None, 1.0, n, TEXT_TOKENS, "trained") for n, one in enumerate(prompts[: answers // 4])],
     }
     found: dict[str, Any] = {"sizes": str(policy.sizes), **peak_gb(device)}
     policy.complete(asked["decisions"][:2])  # kernels are loaded afterwards
     for name, requests in asked.items():
         began = time.perf_counter()
-        answers = policy.complete(requests)
+        given = policy.complete(requests)
         seconds = time.perf_counter() - began
-        found[f"{name}_a_second"] = round(len(answers) / seconds, 1)
-        found[f"{name}_tokens_a_second"] = round(sum(answer.drawn_tokens for answer in answers) / seconds, 1)
+        found[f"{name}_a_second"] = round(len(given) / seconds, 1)
+        found[f"{name}_tokens_a_second"] = round(sum(answer.drawn_tokens for answer in given) / seconds, 1)
     return found | peak_gb(device)
 
 
-def server(base: Path, device: Device, adapter: Path, sequences: Sequence[TrainSequence]) -> dict[str, Any]:
+def server(base: Path, device: Device, adapter: Path, sequences: Sequence[TrainSequence], answers: int) -> dict[str, Any]:
     """Answers and tokens a second of a model server with some clients; it chooses its device itself."""
     from babylon_rl.models.server_process import running_server
 
     if device.name == "cpu" and device.gpu:
         return {"left_out": "a server of its own process computes by the rules of the processor here"}
-    prompts = [list(sequences[n % len(sequences)].messages) for n in range(ANSWERS)]
+    prompts = [list(sequences[n % len(sequences)].messages) for n in range(answers)]
     with running_server(base, {"trained": adapter}, threads=usable_cores()) as running:
         asyncio.run(_asked_by_clients(running.url, prompts[:2], sequences[0].response_format))  # kernels are loaded afterwards
         began = time.perf_counter()
         tokens = asyncio.run(_asked_by_clients(running.url, prompts, sequences[0].response_format))
         seconds = time.perf_counter() - began
-    return {"decisions_a_second": round(ANSWERS / seconds, 1), "tokens_a_second": round(tokens / seconds, 1)}
+    return {"decisions_a_second": round(answers / seconds, 1), "tokens_a_second": round(tokens / seconds, 1)}
 
 
 async def _asked_by_clients(url: str, prompts: Sequence[Any], form: Any) -> int:
@@ -288,7 +288,7 @@ def run(folder: Path, device: str, out: Path, small: bool) -> int:
     import torch
     from safetensors.torch import load_file
 
-    sequences = _batch(folder)
+    sequences, answers = _batch(folder), FEW_ANSWERS if small else ANSWERS
     found: dict[str, Any] = {"device": device, "torch": torch.__version__, "card": torch.cuda.get_device_name() if device == "cuda" else ""}
 
     def section(name: str, measure: Callable[[], Any]) -> None:
@@ -311,8 +311,8 @@ def run(folder: Path, device: str, out: Path, small: bool) -> int:
         section("beside_processor", lambda: compared(here, gradient, there, load_file(folder / GRADIENT)))
         section("its_processor", lambda: trained(base, PROCESSOR, sequences, None, scratch / "processor"))
         section("resumed", lambda: killed_and_resumed(folder, base, device, sequences, first, scratch))
-        section("served", lambda: served(base, device_named(device), first, sequences))
-        section("server", lambda: server(base, device_named(device), first, sequences))
+        section("served", lambda: served(base, device_named(device), first, sequences, answers))
+        section("server", lambda: server(base, device_named(device), first, sequences, answers))
         section("large", lambda: large(base, device_named(device), sequences, scratch / "large", SMALL if small else LARGE))
     missed = [name for name, measured in found.items() if isinstance(measured, dict) and "failed" in measured]
     beside = found["beside_processor"]

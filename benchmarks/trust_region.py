@@ -258,7 +258,8 @@ def train(
     torch.manual_seed(seed)
     _, model = load_policy(base_model_dir(settings), parent)
     own = settings.model_copy(update={"learning_rate": rate})
-    iteration, weights = TrainIteration("lab", 1, (), seed, generation=generation), LossWeights(bonus, settings.kl_penalty)
+    weights = LossWeights(bonus, settings.kl_penalty, trainer.of_generation(trainer.STALE_PROBABILITIES, generation))
+    iteration = TrainIteration("lab", 1, (), seed, generation=generation)
     run = trainer.IterationRun(PackedPolicy(model), items_of(rows), iteration, own, weights)
     # Without the cure both are measured all the same.
     trainer.PARENT_BOUND = bounds.PARENT_BOUND = math.inf if "kl" in cures_off else PARENT_BOUND  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """Device of a model: the processor, or a GPU where torch sees one.
 
-One code computes on both; the differences lie here. On a GPU weights are bfloat16, adapters and their optimizer's state float32, the
-default stream does all, and batches are as large as the free memory allows. ``CUDA_VISIBLE_DEVICES=`` hides a GPU.
+One code computes on both; the differences lie here. On a GPU weights are bfloat16, the default stream does all, and batches are as large as
+the free memory allows. Adapters and their optimizer's state are float32 on both. ``CUDA_VISIBLE_DEVICES=`` hides a GPU.
 """
 
 from dataclasses import dataclass
@@ -36,11 +36,6 @@ class Device:
     def place(self, causal: Any) -> Any:
         """Move a loaded base to the device."""
         return causal.to(self.name)
-
-    @property
-    def for_adapters(self) -> dict[str, Any]:
-        """Arguments of peft's ``from_pretrained`` and ``load_adapter``."""
-        return {"torch_device": self.name, "autocast_adapter_dtype": self.gpu}
 
 
 PROCESSOR = Device()

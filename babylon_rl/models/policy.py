@@ -148,9 +148,9 @@ class Policy:
         try:
             with quiet_loading():
                 if isinstance(self.model, PeftModel):
-                    self.model.load_adapter(source, adapter_name=inner, **self.device.for_adapters)
+                    self.model.load_adapter(source, adapter_name=inner, torch_device=self.device.name)
                 else:
-                    self.model = PeftModel.from_pretrained(self.model, source, adapter_name=inner, **self.device.for_adapters)
+                    self.model = PeftModel.from_pretrained(self.model, source, adapter_name=inner, torch_device=self.device.name)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(f"{directory} cannot be loaded as an adapter: {first_line(error)}") from error
         self.model.eval()

@@ -44,13 +44,20 @@ def trained(settings: Settings, out: Path, device: Device, parent: Path | None =
 def test_a_base_is_placed_by_the_rules_of_its_device(cpu_settings: Settings, tiny_base: Path, tmp_path: Path) -> None:
     trained(cpu_settings, tmp_path / "out", AS_ON_A_GPU)
     served = Policy.load(tiny_base, tmp_path / "out", adapter_name="v1.0.0", device=AS_ON_A_GPU)
-    for model in (load_policy(tiny_base, None, device=AS_ON_A_GPU)[1], served.model, served.twin().model):
+    elsewhere = Policy.load(tiny_base, tmp_path / "out", adapter_name="v1.0.0", device=PROCESSOR)
+    on_gpu = (load_policy(tiny_base, None, device=AS_ON_A_GPU)[1], served.model, served.twin().model)
+    for model, precision in (*((model, torch.bfloat16) for model in on_gpu), (elsewhere.model, best_dtype())):
         kinds = {(weight.dtype, "lora_" in name) for name, weight in model.named_parameters()}
-        assert kinds == {(torch.bfloat16, False), (torch.float32, True)}
-    elsewhere = Policy.load(tiny_base, tmp_path / "out", adapter_name="v1.0.0", device=PROCESSOR).model
-    assert {weight.dtype for weight in elsewhere.parameters()} == {best_dtype()}
+        assert kinds == {(precision, False), (torch.float32, True)}
+
+
+@pytest.mark.parametrize("device", [PROCESSOR, AS_ON_A_GPU], ids=["processor", "gpu"])
+def test_adapters_are_trained_in_float32_whatever_the_base_s_precision(cpu_settings: Settings, tmp_path: Path, device: Device) -> None:
+    # A step is far smaller than half a unit in the last place of a weight in bfloat16, which would stay as it is.
+    trained(cpu_settings, tmp_path / "first", device)
+    trained(cpu_settings, tmp_path / "second", device, tmp_path / "first", 2)
     for saved in (WEIGHTS, OPTIMIZER_STATE):
-        assert {weight.dtype for weight in load_file(tmp_path / "out" / saved).values()} == {torch.float32}
+        assert {weight.dtype for weight in load_file(tmp_path / "second" / saved).values()} == {torch.float32}
 
 
 def test_a_gpu_s_rules_train_the_same_policy_and_the_same_bytes_again(cpu_settings: Settings, tmp_path: Path) -> None:
@@ -162,11 +169,11 @@ def test_torch_says_which_device_is_here(monkeypatch: pytest.MonkeyPatch, cpu_se
 def test_only_the_trainer_cpu_leaves_a_gpu_alone(
     cpu_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: str | None, on_gpu: bool
 ) -> None:
-    monkeypatch.setattr(cpu_trainer, "best_device", lambda: AS_ON_A_GPU)
+    taken: list[Device] = []
+    monkeypatch.setattr(cpu_trainer, "best_device", lambda: taken.append(AS_ON_A_GPU) or AS_ON_A_GPU)
     settings = cpu_settings.model_copy(update={"trainer": trainer})
     CpuTrainer(settings).train(make_iteration(make_lesson(2)), None, tmp_path, ignore)
-    dtypes = {weight.dtype for weight in load_file(tmp_path / WEIGHTS).values()}
-    assert dtypes == {torch.float32 if on_gpu else best_dtype()}
+    assert taken == [AS_ON_A_GPU] * on_gpu
 
 
 @pytest.mark.parametrize(("art_is_here", "trainer"), [(False, "local"), (True, "cpu")])

@@ -1,12 +1,12 @@
 """Bounds of the policy that the CPU trainer publishes, and its trust region around the parent.
 
 The parent is the version that a training continues from. Its distributions at all choices of the batch are read once, before training;
-steps shrink as the policy nears ``PARENT_BOUND``, and one beyond it goes back on the straight line between their weights until the whole
-batch is within. The first generation, from the base, has no parent, and ``KL_BOUND`` to the base alone.
+steps shrink as the policy nears ``PARENT_BOUND``. One that ends beyond it, or has turned a kind of prompt to another action
+(``TURNED_SHARE``), goes back on the straight line between their weights until the whole batch is within both. The first generation, from
+the base, has no parent, and ``KL_BOUND`` to the base alone.
 
-A collapse shows at the first choice of an answer, over all prompts: one action has the policy, or it has turned one kind of prompt to
-another action. A prompt's kind is the likeliest action of the parent there, which is known in any game. Actions are recognised by the
-grammar of an answer: of free texts neither is measured.
+Actions are told by the first choice of an answer, by its grammar: of free texts they are not measured. A prompt's kind is the likeliest
+action of the parent there, which is known in any game. A policy with one action over all prompts has collapsed.
 """
 
 import math
@@ -133,18 +133,21 @@ def total_weight(packs: Iterable[Pack], items: Sequence[Item]) -> float:
 def step_back(
     policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack], parent: Parent
 ) -> tuple[dict[Pack, Distributions], dict[str, float]]:
-    """Move the policy towards its parent until its mean KL over all packs is within ``PARENT_BOUND``.
+    """Move the policy towards its parent until it is within ``PARENT_BOUND`` and ``TURNED_SHARE`` over all packs.
 
     Returns its distributions, ``klParent`` and ``stepBack``, the share of the way back to the parent that it went, 0 where it was within.
     """
-    end, share = copied(policy), 1.0
-    found, weight = read(policy, items, packs), total_weight(packs, items)
-    while (kl := weighted_kl(found, parent.at, items, policy.head) / weight) > PARENT_BOUND:
-        # The KL grows with the square of the way; a little less, so that few tries are needed.
-        share *= 0.95 * math.sqrt(PARENT_BOUND / kl)
-        _place(policy, parent.weights, end, share)
+    end, share, weight = copied(policy), 1.0, total_weight(packs, items)
+    while True:
         found = read(policy, items, packs)
-    return found, {"klParent": kl, "stepBack": 1.0 - share}
+        kl = weighted_kl(found, parent.at, items, policy.head) / weight
+        turned = action_shares(items, found, parent.at)[1]
+        # The KL grows with the square of the way. The parent's own turned share is at most a half: a way back always ends.
+        times = max(math.sqrt(max(kl, 0.0) / PARENT_BOUND), (turned or 0.0) / TURNED_SHARE)
+        if not times > 1:  # of no number too: it is refused
+            return found, {"klParent": kl, "stepBack": 1.0 - share}
+        share *= 0.95 / times  # a little less, so that few tries are needed
+        _place(policy, parent.weights, end, share)
 
 
 @dataclass(frozen=True)
@@ -218,15 +221,11 @@ def action_shares(
 def refuse_diverged(measured: Measured, iteration: int) -> None:
     """Raise Diverged, before publication, if a policy is no number, too far from the base, or has collapsed into one action."""
     cure = "Nothing was published. Lower LEARNING_RATE, or train on more windows."
-    share, turned = measured.top_action_share, measured.turned_share
+    share = measured.top_action_share
     if share is not None and share > COLLAPSED_SHARE:
         raise Diverged(
-            f"After iteration {iteration} one action has {share:.0%} of the policy (bound {COLLAPSED_SHARE:.0%}): it collapsed. {cure}"
-        )
-    if turned is not None and turned > TURNED_SHARE:
-        raise Diverged(
-            f"After iteration {iteration} one action has {turned:.0%} where the parent chose another one (bound {TURNED_SHARE:.0%}): this "
-            f"kind of prompt collapsed. {cure}"
+            f"After iteration {iteration} one action has {share:.0%} of the policy (bound {COLLAPSED_SHARE:.0%}): it collapsed. {cure} "
+            "If it holds, and its agents lost (`batches show --json`: ownTradePnl), it is at the HOLD floor: train from one that reads."
         )
     if not measured.kl <= KL_BOUND:  # NaN included
         raise Diverged(

@@ -351,7 +351,9 @@ def choices(row: Pack, items: Sequence[Item]) -> list[Spot]:
 
 
 def load_policy(base_dir: Path, parent: Path | None, dtype: torch.dtype | None = None, device: Device | None = None) -> tuple[Any, Any]:
-    """Load tokenizer and base with the parent's adapter, or a new neutral one.
+    """Load tokenizer and base with the parent's adapter, or a new neutral one, in float32 whatever the base's precision.
+
+    In bfloat16 most steps would be rounded away, and the optimizer's second moments could not fall.
 
     Raises CheckpointError: the parent is damaged, is kept by a service, or does not fit the base.
     """
@@ -369,11 +371,11 @@ def load_policy(base_dir: Path, parent: Path | None, dtype: torch.dtype | None =
         base = device.place(base)
         if parent is not None:
             try:
-                return tokenizer, PeftModel.from_pretrained(base, str(parent), is_trainable=True, **device.for_adapters)
+                return tokenizer, PeftModel.from_pretrained(base, str(parent), is_trainable=True, torch_device=device.name)
             except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
                 raise CheckpointError(f"{parent} cannot be continued from: {first_line(error)}") from error
         layers = base.config.num_hidden_layers
         config = LoraConfig(
             r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), layers_to_transform=list(range(int(layers * FROZEN_SHARE), layers))
         )
-        return tokenizer, get_peft_model(base, config, autocast_adapter_dtype=device.gpu)
+        return tokenizer, get_peft_model(base, config)

@@ -62,7 +62,7 @@ from babylon_rl.training.backends.protocol import (
 )
 
 # By generation, the last one for all later ones too: the most that a step may have, as the trust region allows it.
-LEARNING_RATES = (3e-3, 3e-4, 2e-4)
+LEARNING_RATES = (3e-3, 3e-4)
 # The first generation explores more, so that a base that holds on most prompts tries something else.
 ENTROPY_BONUSES = (0.05, 0.03)
 # In the first generation scripts play beside the base. 1: no answer of theirs is pushed down, which would teach to do nothing.
