@@ -19,7 +19,7 @@ from babylon_rl.evaluation.ceiling import errors
 from babylon_rl.evaluation.gate import Comparison
 from babylon_rl.evaluation.gate import compare as compared
 from babylon_rl.evaluation.play import gate_job, script_rows, scripted
-from babylon_rl.evaluation.report import gate_columns, leaderboard_columns
+from babylon_rl.evaluation.report import ANSWERS, KINDS, gate_columns, leaderboard_columns
 from babylon_rl.evaluation.snapshot_file import benchmark_scenario, encode, from_scenario, optimum_of, save, validate
 from babylon_rl.evaluation.snapshots import GATE_ID, benchmark_snapshots, require_unseen
 from babylon_rl.evaluation.stakes import scripts_at_stake
@@ -38,28 +38,9 @@ app = typer.Typer(name="benchmark", help="Evidence: models and strategies in uns
 app.command("run")(run)
 app.command("compare")(compare)
 DEFAULT_PRESET = "quick"
-
-
-def _share(title: str, key: str, meaning: str = "") -> Column:
-    return Column(title, lambda row: f"{row[key]:.0%}", meaning=meaning)
-
-
-_ANSWERS = [
-    _share("follows", "follows", "an order as the headline says"),
-    _share("other market", "otherMarket", "an order in a market that the headline does not name"),
-    _share("against", "against", "an order the other way"),
-    _share("HOLD", "hold"),
-]
-KINDS = [
-    Column("headline", "name"), Column("decisions", "decisions"), *_ANSWERS,
-    _share("trades", "trades", "an order where no direction is said"),
-    _share("unusable", "unusable", "an answer or an order that was not carried out"),
-    Column("$ a decision", lambda row: f"{row['usd']:+.1f}", meaning="expected dollars, without the luck of prices"),
-    Column("following", lambda row: f"{row['followingUsd']:+.1f}", meaning="the same of orders as the headlines say"),
-]  # fmt: skip
 TEXTS = [
     Column("text", "name"), Column("says", lambda row: {1: "good, YES", -1: "bad, NO", 0: "nothing"}[row["direction"]]),
-    Column("decisions", "decisions"), *_ANSWERS,
+    Column("decisions", "decisions"), *ANSWERS,
     Column("lost, $", lambda row: f"{row['lostUsd']:.0f}", meaning="expected dollars below following, over all of its decisions"),
 ]  # fmt: skip
 
@@ -152,7 +133,7 @@ def leaderboard(
     if plot is not None:
         say(f"The picture is {report.write_plot(ranking.leaderboard_png(board), plot)}.")
     title = f"{board.markets} unseen markets, mean P&L with its 95 % interval"
-    emit(board.document, [Table(leaderboard_columns(board.reference), board.lines, title)], as_json)
+    emit(board.document, [Table(leaderboard_columns(board.reference, board.sized), board.lines, title)], as_json)
     say(*(f"{version} is not ranked. {why}" for version, why in board.unranked.items()))
 
 

@@ -225,7 +225,8 @@ def train(state: Demo, hours: Sequence[str]) -> str:
             if frozen.batch is None:
                 raise NothingToTrain(frozen.reason)
             batch = frozen.batch
-            say(f"   {batch.batch_id} froze {batch.trajectories} trajectories")
+            often = f", each trains {batch.passes} times" if batch.passes != 1 else ""
+            say(f"   {batch.batch_id} froze {batch.trajectories} trajectories{often}")
         else:
             say(f"   {batch.batch_id} is there already ({batch.state})")
             # Benchmarked again it would be compared with what later generations deployed.
@@ -298,4 +299,4 @@ def standings(state: Demo, versions: Sequence[str], deployed: str) -> list[dict[
         played = models_played(connection, state.settings, names, snapshots, lambda _: None, "version", state.serving, tell)
     staked = scripts_at_stake(snapshots, played[deployed if deployed in versions else versions[-1]][1]) if versions else {}
     compared = compare(played | script_rows(snapshots) | staked, None, BASE, game=state.game)
-    return [row.document | {"pnls": [round(usd, 4) for usd in row.pnls_usd]} for row in compared.rows]
+    return [row.document | {"pnls": [round(usd, 4) for usd in row.pnls_usd], "errors": row.errors} for row in compared.rows]

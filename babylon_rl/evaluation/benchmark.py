@@ -32,6 +32,7 @@ from babylon_rl.evaluation.gate import (
     GateVerdict,
     compare,
     decide,
+    hold_floor,
     kept_check,
     next_analysis,
 )
@@ -381,6 +382,11 @@ def _kept(connection: Connection, settings: Settings, model: Model, rows: Rows, 
     results = rows(sources=[ours, theirs], snapshots=fresh_hours(ours.game), activity="fresh training hours", expected=True)
     expected = [[row.expected_usd or 0.0 for row in results[source.name]] for source in (ours, theirs)]
     check = kept_check(ours.name, expected[0], theirs.name, expected[1])
+    if check.found == FAIL:
+        both = {source.name: (source.role, results[source.name]) for source in (ours, theirs)}
+        own_trade_usd = _preflight(connection, model).get("ownTradePnl")
+        if (floor := hold_floor(compare(both, ours.name, theirs.name, own_trade_usd=own_trade_usd))) is not None:
+            check = replace(check, words=f"{check.words}. {floor}".removesuffix("."))
     say(f"{check.words}.")
     return check
 
@@ -416,13 +422,17 @@ def _players(connection: Connection, settings: Settings, model: Model) -> tuple[
             rivals.append(parent)
     game = candidate.game
     notes += [f"{rival.name} was trained in {rival.game.name} and plays {game.name} here." for rival in rivals if rival.game != game]
-    batch = read_batch(connection, model.training_batch or "")
-    preflight = (batch.preflight if batch is not None else None) or {}
+    preflight = _preflight(connection, model)
     versus = BASE if reference is None else reference.name
     assert candidate.base is not None
     comparing = partial(compare, candidate=candidate.name, reference=versus, notes=notes, game=game)
     comparing = partial(comparing, learned_from=preflight.get("scripts"), own_trade_usd=preflight.get("ownTradePnl"))
     return [candidate, *rivals, candidate.base], comparing
+
+
+def _preflight(connection: Connection, model: Model) -> Mapping[str, Any]:
+    batch = read_batch(connection, model.training_batch or "")
+    return (batch.preflight if batch is not None else None) or {}
 
 
 def _ancestors(model: Model, versions: Mapping[str, Model]) -> Iterator[Model]:

@@ -5,22 +5,20 @@ Expected dollars take the noise of prices out: a decision is worth what it bring
 dollars over those of the best play in the same markets. docs/decisions/0034-ceiling.md says why nothing is fitted.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action
-from babylon_rl.market.simulation.agents import FREE, STAKE_USD, directed
+from babylon_rl.market.simulation.agents import FREE, ONE_TICK, STAKE_USD, directed
 from babylon_rl.market.simulation.observation import Headline
 from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME, Appraisal, Ceiling, appraised, course_usd
 from babylon_rl.market.simulation.prompting import choice_of, stake_usd
 from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.store.benchmarks import Errors
 
 KINDS = ("stock report", "question report", "rumour", "neutral", "none")
-READINGS = ("follows", "otherMarket", "against", "hold", "trades", "unusable")
 _APPRAISED: dict[tuple[str, str], tuple[list[Appraisal], list[float]]] = {}
 _BEST_COURSE: dict[tuple[str, float], float] = {}  # of positions that last
 
@@ -69,38 +67,10 @@ def ceiling_usd(snapshot: Snapshot) -> float | None:
     return sum(appraisals(snapshot)[1])
 
 
-@dataclass
-class Errors:
-    """Decisions at headlines of a kind, or at one text.
-
-    ``usd`` are expected dollars of the decisions, ``following_usd`` of following each headline with the decision's own stake (the usual one
-    where it has none), or of holding where the headline says no direction.
-    """
-
-    name: str
-    direction: int = 0
-    found: Counter[str] = field(default_factory=Counter)
-    usd: float = 0.0
-    following_usd: float = 0.0
-
-    @property
-    def decisions(self) -> int:
-        return self.found.total()
-
-    @property
-    def lost_usd(self) -> float:
-        """Expected dollars below following."""
-        return self.following_usd - self.usd
-
-    @property
-    def document(self) -> dict[str, object]:
-        """JSON values: shares 0..1, dollars a decision."""
-        of = max(1, self.decisions)
-        return {
-            "name": self.name, "direction": self.direction, "decisions": self.decisions,
-            **{reading: self.found[reading] / of for reading in READINGS},
-            "usd": self.usd / of, "followingUsd": self.following_usd / of, "lostUsd": self.lost_usd,
-        }  # fmt: skip
+def errors_by_kind(result: Result, snapshot: Snapshot) -> Sequence[Errors]:
+    """``errors`` of one run by kind; none of a market without a ceiling, and of positions that last."""
+    one_tick = ceiling_of(snapshot) is not None and snapshot.game.mandate == ONE_TICK
+    return errors([result], {result.benchmark_id: snapshot})[0] if one_tick else ()
 
 
 def errors(results: Iterable[Result], markets: Mapping[str, Snapshot]) -> tuple[list[Errors], list[Errors]]:

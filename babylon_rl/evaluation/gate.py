@@ -12,7 +12,8 @@ chosen from what was seen, which no correction covers.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 from statistics import fmean
 from typing import Any, Generic, TypeVar
 
@@ -146,6 +147,12 @@ class GateRow(PlayerRow[MarketResult]):
     def max_drawdown_usd(self) -> float:
         """Largest fall of the P&L from its peak in a market hour, mean over markets."""
         return self.mean(lambda result: max(drawdowns(result.pnl_path))) or 0.0
+
+    @property
+    def errors(self) -> list[dict[str, object]]:
+        """``Errors`` by kind of headline as JSON values; none where decisions are not at hand, and of positions that last."""
+        found = [result.errors for result in self.results]
+        return [reduce(add, of_kind).document for of_kind in zip(*found, strict=True)] if all(found) else []
 
     @property
     def mean_stake_usd(self) -> float | None:

@@ -15,7 +15,7 @@ from babylon_rl.evaluation.gate import BASE, DEPLOYED, GateRow, compare
 from babylon_rl.evaluation.play import known_rows, script_rows
 from babylon_rl.evaluation.report import CORRECTED, MARKET_FIT, interval_mark, leaderboard_columns
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
-from babylon_rl.evaluation.stakes import game_of_report
+from babylon_rl.evaluation.stakes import game_of_report, scripts_at_stake
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, game_named
 from babylon_rl.reporting import plots
 from babylon_rl.reporting.numbers import legend, markdown_rows
@@ -63,12 +63,14 @@ class Leaderboard:
     """Ranked players over common markets, by P&L.
 
     ``lines`` begin with the highest; ``reference`` is the base, None before it has played. ``unranked`` says why a version has no place.
+    ``sized``: in a game whose answers choose dollars; there scripts play at the mean stake of the best version too.
     """
 
     lines: tuple[LeaderboardRow, ...]
     unranked: Mapping[str, str]
     markets: int
     reference: str | None
+    sized: bool = False
 
     @property
     def versions(self) -> list[LeaderboardRow]:
@@ -121,7 +123,8 @@ def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
         players = {name: rows for name, rows in players.items() if all(snapshot.id in rows for snapshot in common)}
     roles = {BASE: BASE} | {version: DEPLOYED if model.status == DEPLOYED else VERSION for version, model in ranked.items()}
     played = {name: (roles[name], [rows[snapshot.id] for snapshot in common]) for name, rows in players.items()}
-    played |= script_rows(common)
+    best = max((own for name, (_, own) in played.items() if name in ranked), key=lambda own: sum(row.pnl_usd for row in own), default=())
+    played |= script_rows(common) | scripts_at_stake(common, best)
     # Without a stored base there is nothing to pair with.
     reference = BASE if BASE in played else None
     rows = sorted(compare(played, None, reference).rows, key=lambda row: (-row.pnl.mean, row.player))
@@ -130,6 +133,7 @@ def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
         unranked={version: why for version, why in reasons.items() if why is not None},
         markets=len(common),
         reference=reference,
+        sized=game_named(game).names_size,
     )
 
 
@@ -177,7 +181,7 @@ FOOTER = (
 
 
 def markdown(board: Leaderboard) -> str:
-    columns = leaderboard_columns(board.reference)
+    columns = leaderboard_columns(board.reference, board.sized)
     parts = [markdown_rows(columns, board.lines), legend(columns)]
     if board.unranked:
         parts.append("\n".join(["Not ranked:", "", *(f"* {version}: {why}" for version, why in board.unranked.items())]))

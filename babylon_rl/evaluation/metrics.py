@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from babylon_rl.evaluation.ceiling import ceiling_usd, expected_usd
+from babylon_rl.evaluation.ceiling import ceiling_usd, errors_by_kind, expected_usd
 from babylon_rl.evaluation.results import (
     BENCHMARK,
     ActionTaken,
@@ -376,6 +376,7 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
         equity_usd=tuple(pnls[1:]),
         expected_usd=result.expected_usd,
         ceiling_usd=result.ceiling_usd,
+        errors=() if result.expected_usd is None else errors_by_kind(result, snapshot),
         staked_usd=math.fsum(usd for *_, usd in opened),
     )
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Event, Lock
 
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
-from babylon_rl.evaluation.ceiling import ceiling_of, ceiling_usd, expected_usd
+from babylon_rl.evaluation.ceiling import ceiling_of, ceiling_usd, errors_by_kind, expected_usd
 from babylon_rl.evaluation.gate import STRATEGY
 from babylon_rl.evaluation.metrics import RunLabel, decision_lines, market_result, result_id, result_of
 from babylon_rl.evaluation.results import ANSWERS, SUFFIX, CamelCase, Result, RunFiles, gate_files, resumable_client
@@ -385,20 +385,21 @@ def gate_job(player: Player, snapshot: Snapshot, home: Path | None = None) -> Jo
 
 
 def known_rows(connection: Connection, player: str, identity: str, snapshots: Sequence[Snapshot], home: Path) -> dict[str, MarketResult]:
-    """Stored rows of a model by market, with expected dollars where its decisions are at hand."""
+    """Stored rows of a model by market, with expected dollars and errors where its decisions are at hand."""
     by_id = {snapshot.id: snapshot for snapshot in snapshots}
     rows = read_results(connection, player, identity, {snapshot.id: snapshot.fingerprint for snapshot in snapshots})
     return {market: appraised_row(row, player, identity, by_id[market], home) for market, row in rows.items()}
 
 
 def appraised_row(row: MarketResult, player: str, identity: str, snapshot: Snapshot, home: Path) -> MarketResult:
-    """A stored row with expected dollars, where the decisions behind it are in the state directory ``home``."""
+    """A stored row with expected dollars and errors, where the decisions behind it are in the state directory ``home``."""
     # Runs of every game once had the name that those of the first game still have.
     for files in dict.fromkeys((snapshot.game.name, ONE_TICK_GAME.name)):
         played = gate_files(home, player, snapshot.id, files).finished()
         # Of other weights, of another game, or of the market before it changed, the id is another.
         if played is not None and played.id == result_id(gate_key(identity, snapshot.fingerprint)):
-            return replace(row, expected_usd=expected_usd(played, snapshot), ceiling_usd=ceiling_usd(snapshot))
+            usd, kinds = expected_usd(played, snapshot), errors_by_kind(played, snapshot)
+            return replace(row, expected_usd=usd, ceiling_usd=ceiling_usd(snapshot), errors=kinds)
     return row
 
 

@@ -74,13 +74,14 @@ def gate_columns(reference: str | None, sized: bool = False) -> list[Column]:
     ]
 
 
-def leaderboard_columns(reference: str | None) -> list[Column]:
-    """Columns of a ``LeaderboardRow``, compared with the base."""
+def leaderboard_columns(reference: str | None, sized: bool = False) -> list[Column]:
+    """Columns of a ``LeaderboardRow``, compared with the base; ``sized`` as in ``gate_columns``."""
     return [
         Column("", lambda line: str(line.place)),
         *(_of("row", column) for column in _earnings("who", "against the base", reference, "the base")),
         Column("invalid", lambda line: f"{line.row.shares['invalid']:.1%}", meaning="unusable answers"),
         Column("hold", lambda line: f"{line.row.shares['hold']:.0%}"),
+        *(_of("document", column) for column in (RISK_COLUMNS if sized else [])),
         Column(
             "gate",
             lambda line: None if line.gated is None else line.gated.decision.replace("_", " "),
@@ -228,6 +229,22 @@ def demo_columns(reference: str, sized: bool = False) -> list[Column]:
     ]  # fmt: skip
 
 
+# Of ``Errors`` as JSON values.
+ANSWERS = [
+    Column("follows", stored("follows", ".0%"), meaning="an order as the headline says"),
+    Column("other market", stored("otherMarket", ".0%"), meaning="an order in a market that the headline does not name"),
+    Column("against", stored("against", ".0%"), meaning="an order the other way"),
+    Column("HOLD", stored("hold", ".0%")),
+]
+KINDS = [
+    Column("headline", "name"), Column("decisions", "decisions"), *ANSWERS,
+    Column("trades", stored("trades", ".0%"), meaning="an order where no direction is said"),
+    Column("unusable", stored("unusable", ".0%"), meaning="an answer or an order that was not carried out"),
+    Column("$ a decision", stored("usd", "+.1f"), meaning="expected dollars, without the luck of prices"),
+    Column("following", stored("followingUsd", "+.1f"), meaning="the same of orders as the headlines say"),
+]  # fmt: skip
+
+
 def _released(one: dict[str, Any]) -> str:
     return "yes" if one["released"] else {FAIL: "refused", PASS: "not confirmed"}.get(one["decision"], "no")
 
@@ -356,6 +373,7 @@ def rows_of(comparison: Comparison, verdict: GateVerdict) -> list[dict[str, Any]
     if comparison.candidate is not None:
         decided["standing"] = [asdict(rival) for rival in standing(comparison)]
         decided["holdFloor"] = hold_floor(comparison)
+        decided["errors"] = comparison.row(comparison.candidate).errors
     played = {"game": comparison.game.name}
     return [row.document | played | (decided if row.player == comparison.candidate else {}) for row in comparison.rows]
 
@@ -446,6 +464,8 @@ def markdown(comparison: Comparison, verdict: GateVerdict) -> str:
         parts.insert(1, standing_words(comparison.candidate, comparison.markets, standing(comparison), comparison.analyses))
         parts.insert(2, ceiling_words(comparison.row(comparison.candidate).document | {"game": comparison.game.name}))
     parts += [f"Before the gate's markets: {check.words}." for check in verdict.checks if check.name == KEPT and check.found == PASS]
+    if comparison.candidate is not None and (kinds := comparison.row(comparison.candidate).errors):
+        parts += [f"Answers of {comparison.candidate} by kind of headline:", markdown_rows(KINDS, kinds)]
     if comparison.pairs:
         parts.append(markdown_rows(contest_columns(comparison.reference), comparison.pairs))
         parts.append(markdown_rows(CRITERIA, criteria(comparison)))

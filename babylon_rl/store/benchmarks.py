@@ -1,8 +1,9 @@
 """Benchmark results per market, reports, release decisions, confirmations, and the leaderboard's evidence."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
@@ -43,14 +44,55 @@ WHERE version = %s AND "trainingBatch" = %s
 _CONFIRMING = 0x636F6E6669726D  # "confirm": one number at a time
 
 
+READINGS = ("follows", "otherMarket", "against", "hold", "trades", "unusable")
+
+
+@dataclass
+class Errors:
+    """Decisions at headlines of a kind, or at one text.
+
+    ``usd`` are expected dollars of the decisions, ``following_usd`` of following each headline with the decision's own stake (the usual one
+    where it has none), or of holding where the headline says no direction.
+    """
+
+    name: str
+    direction: int = 0
+    found: Counter[str] = field(default_factory=Counter)
+    usd: float = 0.0
+    following_usd: float = 0.0
+
+    @property
+    def decisions(self) -> int:
+        return self.found.total()
+
+    @property
+    def lost_usd(self) -> float:
+        """Expected dollars below following."""
+        return self.following_usd - self.usd
+
+    def __add__(self, other: "Errors") -> "Errors":
+        usd, following = self.usd + other.usd, self.following_usd + other.following_usd
+        return Errors(self.name, self.direction, self.found + other.found, usd, following)
+
+    @property
+    def document(self) -> dict[str, object]:
+        """JSON values: shares 0..1, dollars a decision."""
+        of = max(1, self.decisions)
+        return {
+            "name": self.name, "direction": self.direction, "decisions": self.decisions,
+            **{reading: self.found[reading] / of for reading in READINGS},
+            "usd": self.usd / of, "followingUsd": self.following_usd / of, "lostUsd": self.lost_usd,
+        }  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class MarketResult:
     """One player's hour alone in one market.
 
     ``actions`` counts buy, sell and hold among the valid decisions, ``refused`` those of them that the exchange did not carry out;
     ``predictions`` are the decisions that opened a position, right when their direction was the market's over the tick, and ``staked_usd``
-    the sum of their stakes, leverage included; ``equity_usd`` is the P&L after every tick. ``expected_usd`` of the decisions and
-    ``ceiling_usd`` of the best play are not stored: they are computed where the decisions are at hand, and None elsewhere.
+    the sum of their stakes, leverage included; ``equity_usd`` is the P&L after every tick. ``expected_usd`` and ``errors`` (by
+    kind of headline) of the decisions and ``ceiling_usd`` of the best play are not stored: they are computed where decisions are at hand.
     """
 
     snapshot: str
@@ -68,6 +110,7 @@ class MarketResult:
     staked_usd: float = 0.0
     expected_usd: float | None = None
     ceiling_usd: float | None = None
+    errors: Sequence[Errors] = ()
 
     @property
     def pnl_path(self) -> list[float]:
@@ -85,7 +128,7 @@ class MarketResult:
 
 
 _ACTIONS = {"buy": "buys", "sell": "sells", "hold": "holds"}
-_FACTS = [field.name for field in fields(MarketResult) if field.name not in ("actions", "expected_usd", "ceiling_usd")]
+_FACTS = [one.name for one in fields(MarketResult) if one.name not in ("actions", "expected_usd", "ceiling_usd", "errors")]
 _RESULT = [*map(camel, _FACTS), *_ACTIONS.values()]
 # A result counts only for the same market content (fingerprint) and the same model identity.
 _RESULTS = f"""

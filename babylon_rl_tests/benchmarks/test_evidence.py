@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentTypeError
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_sn
 from babylon_rl.market.simulation.games import POSTS
 from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.settings import load_settings
-from babylon_rl.store.benchmarks import read_results
+from babylon_rl.store.benchmarks import Errors, read_results
 from babylon_rl.store.database import open_database
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence.page import page, stakes, table
@@ -220,6 +221,22 @@ def test_scripts_at_a_stake_stand_beside_the_version_of_their_own_seed() -> None
     assert own[1][2:] == ["+40 (+0 to +80)", "1847", "+0.50", "-310", "80"]
     assert stakes(results) in page(results, "a.png", "b.png", "amounts")
     assert stakes(RESULTS) == "", "one fixed stake"
+    told = ", with $1,500 an order as in the plots; at each version's own stake they stand below."
+    assert told in page(results, "a.png", "b.png", "amounts") and told not in page(RESULTS, "a.png", "b.png", "posts")
+
+
+def test_the_page_has_errors_by_kind_of_the_last_released_version_and_names_a_hold_floor() -> None:
+    told = result(0, refused=3)
+    told["generations"][2] |= {"decision": "pass", "warning": "HOLD floor: v1.0.2 holds in 92% of its decisions."}
+    told |= {"begunAt": "0123abcd", "commit": "4567cdef", "numbers": "bfloat16"}
+    released = next(row for row in told["standings"] if row["model"] == "v1.0.1")
+    released["errors"] = [Errors("stock report", 0, Counter(follows=3, against=1), 40.0, 80.0).document]
+    text = page([told], "a.png", "b.png", "posts")
+    assert "| 0 | v1.0.1 | stock report | 4 | 75% | 0% | 25% | 0% | 0% | 0% | +10.0 | +20.0 |" in text
+    assert "* Not released: seed 0, generation 3 (pass, 24, not confirmed)." in text
+    assert "* Seed 0: HOLD floor: v1.0.2 holds in 92% of its decisions." in text
+    assert "(at 0123abcd and 4567cdef)" in text and "minutes of processor time a seed, in bfloat16." in text
+    assert "by kind of headline" not in page(RESULTS, "a.png", "b.png", "posts"), "decisions were not at hand"
 
 
 def test_the_deployed_version_plays_next() -> None:
@@ -250,7 +267,7 @@ def test_finished_seeds_are_read_and_nothing_is_played(packaged_base: Path, tmp_
             finished.add(f"seed-{each['seed']}", each | of_machine | {"generations": [one | of_machine for one in each["generations"]]})
     assert str(tmp_path) not in (tmp_path / "docs" / "evidence-posts.jsonl").read_text()
     found = evidence.evidence(3, 3, 24, tmp_path / "docs")["seeds"]
-    about = {"run": "posts-3-generations-of-24-hours", "commit": found[0]["commit"]}
+    about = {"run": "posts-3-generations-of-24-hours", **{name: found[0][name] for name in ("commit", "numbers")}}
     assert found == [about | {"name": f"seed-{one['seed']}"} | one for one in RESULTS]
     assert f" (at {about['commit']})" in (tmp_path / "docs" / "evidence-posts.md").read_text() or not about["commit"]
     assert not (tmp_path / "evidence").exists(), "nothing was played"

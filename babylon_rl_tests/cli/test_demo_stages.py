@@ -12,10 +12,12 @@ from babylon_rl.evaluation import report
 from babylon_rl.market.simulation.games import AMOUNTS, ONE_TICK_GAME, POSITIONS, POSTS, Game
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
+from babylon_rl.store.batches import read_batch
 from babylon_rl.store.database import Database
 from babylon_rl.store.recording import read_sources
 from babylon_rl.training.batches import fail_batch
 from babylon_rl.training.freezing import freeze
+from babylon_rl.training.lifecycle import iterations_of
 from babylon_rl.windows import newest_complete, utc_now, window_range
 
 WINDOWS, GENERATIONS = 2, 3
@@ -93,17 +95,21 @@ def test_a_generation_whose_training_failed_is_over_once_later_hours_are_played(
 
 
 @pytest.mark.long
-def test_a_generation_takes_its_own_hours_alone(demo: Demo) -> None:
+def test_a_generation_takes_its_own_hours_alone_as_often_as_asked(demo: Demo) -> None:
     hours = list(window_range("2026-02-03T04:00", "2026-02-03T08:00"))
     played(demo, hours)
     materialize_hours(demo, hours)
-    batch_id = train(demo, hours[2:])
+    twice = replace(demo, settings=demo.settings.model_copy(update={"epochs": 2, "iterations": 2}))
+    batch_id = train(twice, hours[2:])
     with open_instance(demo.database, demo.settings) as instance:
         runs = instance.get_runs_count()
-        assert train(demo, hours[2:]) == batch_id and instance.get_runs_count() == runs, "what was decided on is not compared again"
+        assert train(twice, hours[2:]) == batch_id
+        assert instance.get_runs_count() == runs, "what was decided on is not compared again"
     with demo.database.connect() as connection:
         found = connection.execute('SELECT DISTINCT "window" FROM babylon_rl.batch_episodes WHERE "batchId" = %s', [batch_id]).fetchall()
+        batch = read_batch(connection, batch_id)
     assert {window for (window,) in found} == set(hours[2:])
+    assert batch is not None and batch.passes == iterations_of(batch) == 2
 
 
 def test_a_generation_with_too_little_to_train_on_says_so(demo: Demo) -> None:

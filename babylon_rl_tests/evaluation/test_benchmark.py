@@ -373,6 +373,22 @@ def test_a_child_that_is_worse_than_its_parent_is_refused_before_the_gate(evalua
     assert connection.execute('SELECT "benchmarkScore" FROM trained_models WHERE version = %s', ["v1.0.1"]).fetchone() == (None,)
 
 
+def test_a_child_that_lost_its_parents_reading_to_holding_is_told_of_the_floor(evaluate, make_version, connection):
+    make_version("v1.0.0", status="deployed")
+    batch = make_version("v1.0.1", parent="v1.0.0")
+    simulated(connection)
+    connection.execute('UPDATE babylon_rl.batches SET "preflight" = %s', ['{"ownTradePnl": -3.1}'])
+    connection.execute(
+        'INSERT INTO training_batches (id, "batchId", "baseModel", "modelVersion", "trajectoryIds", "rewardsJson")'
+        " VALUES (%s, %s, 'tiny-base', 'v1.0.1', '[]', '[]')",
+        [batch, batch],
+    )
+    with endpoint(base=hold, **{"v1.0.0": reads_fresh(0.0), "v1.0.1": hold}) as served:
+        report = evaluate(batch, served)
+    assert report.decision == "fail" and ". HOLD floor: v1.0.1 holds in 100% of its decisions" in report.reason
+    assert "lost $3.10" in report.reason and report.reason.endswith("CREDIT=answers.")
+
+
 def test_a_child_as_good_as_its_parent_goes_on_to_the_gate(evaluate, make_version, connection):
     make_version("v1.0.0")
     batch = make_version("v1.0.1", parent="v1.0.0")

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 import pytest
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.ceiling import KINDS, Errors, ceiling_usd, errors, expected_usd
+from babylon_rl.evaluation.ceiling import KINDS, ceiling_usd, errors, expected_usd
 from babylon_rl.evaluation.compare_results import compare_results
 from babylon_rl.evaluation.gate import compare
 from babylon_rl.evaluation.metrics import result_id
@@ -26,6 +26,7 @@ from babylon_rl.market.simulation.prompt_reader import CEILINGS, WITH_POSITIONS,
 from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.strategies import factory, player
+from babylon_rl.store.benchmarks import Errors
 
 MARKETS = benchmark_snapshots(24)
 

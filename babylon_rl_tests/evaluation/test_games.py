@@ -8,6 +8,7 @@ import pytest
 from babylon_rl.evaluation.benchmark import evaluate_batch
 from babylon_rl.evaluation.gate import BASE, CANDIDATE, HOLD_FLOOR, STRATEGY, compare, decide, hold_floor
 from babylon_rl.evaluation.leaderboard import leaderboard
+from babylon_rl.evaluation.leaderboard import markdown as leaderboard_markdown
 from babylon_rl.evaluation.play import gate_job, gate_script, market_rows, script_rows
 from babylon_rl.evaluation.report import demo_columns, gate_columns, markdown, rows_of, stored_standing
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
@@ -48,6 +49,18 @@ def test_a_version_trained_on_amounts_is_compared_in_amounts_beside_scripts_at_i
     assert not any(" at $" in row["model"] for row in plain.rows) and "mean stake" not in plain.table_markdown
     board = leaderboard(connection, settings)
     assert list(board.unranked.items()) == [("v1.0.0", "It plays amounts; the newest version, and this leaderboard, one-tick.")]
+    assert not board.sized and not any(" at $" in line.row.player for line in board.lines)
+
+
+@pytest.mark.long
+def test_a_leaderboard_of_amounts_has_scripts_at_the_best_versions_stake(connection, settings, make_version) -> None:
+    batch = make_version("v1.0.0", game=AMOUNTS)
+    with endpoint(base=hold, **{"v1.0.0": at_size(reads_news, "large")}) as served:
+        evaluate_batch(connection, batch, settings, lambda line: None, clock=lambda: NOW, serving=served.serving)
+    board = leaderboard(connection, settings)
+    assert {line.row.player for line in board.lines} >= {f"{name} at $5,000" for name in AT_THE_STAKE}
+    shown = leaderboard_markdown(board)
+    assert "mean stake, $" in shown and "worst hour, $" in shown and "news-reader at $5,000" in shown
 
 
 @pytest.mark.long

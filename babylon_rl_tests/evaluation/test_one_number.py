@@ -167,6 +167,14 @@ def test_expected_dollars_and_errors_of_a_version_are_the_same_on_every_surface(
     (stored,) = (line.row.document for line in leaderboard(surfaces.connection, surfaces.settings).lines if line.row.player == VERSION)
     assert stored["ofCeiling"] == pytest.approx(row["ofCeiling"])
     kinds = surfaces.document("benchmark", "errors", VERSION)["kinds"]
+    assert [kind["name"] for kind in row["errors"]] == [kind["name"] for kind in kinds]
+    for own, kind in zip(row["errors"], kinds, strict=True):
+        assert {name: value for name, value in own.items() if name != "name"} == pytest.approx(
+            {name: value for name, value in kind.items() if name != "name"}
+        )
+    reports = next(kind for kind in kinds if kind["name"] == "stock report")
+    line = f"| stock report | {reports['decisions']} | {reports['follows']:.0%} |"
+    assert f"Answers of {VERSION} by kind of headline:" in surfaces.report.table_markdown and line in surfaces.report.table_markdown
     assert sum(kind["usd"] * kind["decisions"] for kind in kinds) / MARKETS == pytest.approx(row["expected"])
 
 
