@@ -16,7 +16,9 @@ import argparse
 import asyncio
 import contextlib
 import json
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +30,19 @@ from babylon_rl.automation.launch import run_hours
 from babylon_rl.cli.demo import DEMO_SETTINGS, ITERATIONS, TRAJECTORIES_AN_HOUR
 from babylon_rl.cli.demo_stages import WINDOWS, Demo, materialize_hours, planned, play, prepare, train
 from babylon_rl.cli.output import Table, emit, listed, progress_of_parts, say
+from babylon_rl.errors import TrainingError
 from babylon_rl.evaluation.benchmark import base_source, gate_rows
 from babylon_rl.evaluation.ceiling import errors
 from babylon_rl.evaluation.results import SUFFIX, runs_directory
 from babylon_rl.evaluation.results import read_result as read_run
 from babylon_rl.evaluation.snapshots import GATE_ID, benchmark_snapshots
 from babylon_rl.judge.consensus import group_scores, rank_with_pnl
-from babylon_rl.judge.plan import plan_hours, rules_version
+from babylon_rl.judge.plan import input_versions, plan_hours, rules_version
 from babylon_rl.judge.prompt.render import read_transcripts
 from babylon_rl.judge.reliability.measures import mean_estimate
 from babylon_rl.judge.reliability.plots import draw_plots
 from babylon_rl.judge.reliability.report import reliability_report
+from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.server_process import Serving, kept_open
@@ -49,6 +53,7 @@ from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import use_server
+from babylon_rl.store.judge_inputs import read_secret
 from babylon_rl.store.judge_report import hour_verdicts
 from babylon_rl.store.releases import BASE
 from babylon_rl.types import Episode
@@ -86,6 +91,7 @@ JUDGES = (
     Judge("flattered-by-one", FLATTERED, flatterers=("contrarian",)),
     Judge("flattered-by-two", FLATTERED, flatterers=("contrarian", "momentum")),
     Judge("art-slight", SLIGHT, "hour", by_art=True),
+    Judge("flattered-by-two-by-hour", FLATTERED, "hour", flatterers=("contrarian", "momentum")),
     Judge("heuristic-by-hour", None, "hour"),
     Judge("scripted-0-by-hour", ScriptedJudge(), "hour"),
     Judge("scripted-slight-by-hour", SLIGHT, "hour"),
@@ -114,25 +120,34 @@ def agents_of(connection: Connection, strategies: Sequence[str]) -> list[str]:
 
 def score_by_art(connection: Connection, windows: Sequence[str], settings: Settings, url: str) -> None:
     """Score hours by ART's ruler_score_group, each agent's calls as a trajectory, and store the scores."""
-    from art.rewards import ruler_score_group
-
-    with connection.transaction():
+    # ART changes transformers for all of a process: a model that is trained in it afterwards fails.
+    with connection.transaction(), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
         plan = plan_hours(connection, windows, settings, force=True)
         for window, planned_hour in plan.hours.items():
             episodes = planned_hour.hour.usable_episodes
-            group = _trajectories(connection, episodes)
-            options: dict[str, object] = {"api_base": url, "api_key": "any"}
-            scored = asyncio.run(ruler_score_group(group, MODEL, options))
-            assert scored is not None
-            rewards = {one.agent_id: (float(t.reward), "by ART") for one, t in zip(episodes, scored.trajectories, strict=True)}
+            scored = apart.submit(art_rewards, _transcripts(connection, episodes), url).result()
+            rewards = {one.agent_id: (reward, "by ART") for one, reward in zip(episodes, scored, strict=True)}
             new = group_scores(window, ART, "1", rewards, planned_hour.version)
             stored.replace(connection, [stored.NewScores(new, planned_hour.trajectories, {"rubric": ART})], utc_now())
-        stored.keep_made_from(connection, {window: hour.sources for window, hour in plan.hours.items()}, rules_version(settings))
+        # As of a language model: with other sources a training would judge the hours again, with the judge of its settings.
+        judged = {window: [one.agent_id for one in planned_hour.hour.usable_episodes] for window, planned_hour in plan.hours.items()}
+        asked = {window: planned_hour.hour for window, planned_hour in plan.hours.items()}
+        sources = input_versions(connection, asked, judged, settings, read_secret(connection) or b"")
+        stored.keep_made_from(connection, sources, rules_version(settings))
 
 
-def _trajectories(connection: Connection, episodes: Sequence[Episode]) -> Any:
+def art_rewards(transcripts: Sequence[Any], url: str) -> list[float]:
+    """Scores by ART of a group of transcripts, a list of messages each."""
     import art
+    from art.rewards import ruler_score_group
 
+    group = art.TrajectoryGroup([art.Trajectory(messages_and_choices=messages, reward=0.0) for messages in transcripts])
+    scored = asyncio.run(ruler_score_group(group, MODEL, {"api_base": url, "api_key": "any"}))
+    assert scored is not None
+    return [float(one.reward) for one in scored.trajectories]
+
+
+def _transcripts(connection: Connection, episodes: Sequence[Episode]) -> list[list[dict[str, str | None]]]:
     steps = read_transcripts(connection, [trajectory for episode in episodes for trajectory in episode.trajectory_ids])
     found = []
     for episode in episodes:
@@ -141,8 +156,8 @@ def _trajectories(connection: Connection, episodes: Sequence[Episode]) -> Any:
         for call in calls:
             messages += [{"role": "user", "content": call.prompt}, {"role": "assistant", "content": call.response}]
         messages.append({"role": "user", "content": f"From the hour's start to its end this agent made {episode.window_pnl:.2f} dollars."})
-        found.append(art.Trajectory(messages_and_choices=messages, reward=0.0))
-    return art.TrajectoryGroup(found)
+        found.append(messages)
+    return found
 
 
 def chosen_settings(home: Path, url: str, windows: int, **others: Any) -> Settings:
@@ -201,7 +216,14 @@ def measure(judge: Judge, home: Path, url: str, hours: list[str], serving: Servi
                 score_by_art(connection, hours, settings, asked)
         materialize_hours(state, hours)
         line = {"judge": judge.name, "credit": judge.credit} | _scores(database, settings, hours, home.with_suffix(".png"))
-        return line | _trained(database, settings, train(state, hours)) if trains else line
+        if not trains:
+            return line
+        batch_id = train(state, hours)
+        with database.connect() as connection:
+            judges = {group.judge for group in stored_scores(connection, hours).values()}
+        if judge.by_art and judges != {ART}:
+            raise TrainingError(f"The training judged the hours of {judge.name} again: {', '.join(sorted(judges))}.")
+        return line | _trained(database, settings, batch_id)
 
 
 def _scores(database: Database, settings: Settings, hours: list[str], picture: Path) -> dict[str, Any]:

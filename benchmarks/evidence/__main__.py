@@ -33,6 +33,7 @@ from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_sn
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.games import GAMES, POSTS, Game, game_named
 from babylon_rl.models.base_model import base_model_dir
+from babylon_rl.models.device import best_device
 from babylon_rl.models.threads import usable_cores
 from babylon_rl.setting_sources import ENV_FILE, setting_sources
 from babylon_rl.settings import Settings, load_settings
@@ -46,7 +47,7 @@ from benchmarks.evidence.page import GENERATIONS, page, table
 from benchmarks.evidence.pictures import learning_curve, players
 from benchmarks.evidence.results import Document, goes_on_otherwise, require_comparable
 
-LOG = "demo.log"
+LOG, BEGUN_AT = "demo.log", "commit"
 UNGATED = "-without-gate"
 PAGE, PLAYERS, CURVE, RESULTS = "evidence.md", "evidence.png", "evidence-learning.png", "evidence.jsonl"
 # Of the demo's document: paths of one machine, and rows that its standings have too.
@@ -95,7 +96,7 @@ def evidence(
 
 
 class Finished:
-    """Results in a file, a line each: ``run``, ``name`` (of its directory) and the code's ``commit``, then the demo's document."""
+    """Results in a file, a line each: run, name of its directory, the code's commit and the kind of numbers, then the demo's document."""
 
     def __init__(self, file: Path, run: str) -> None:
         self._file, self._run, self._lock = file, run, Lock()
@@ -108,7 +109,8 @@ class Finished:
 
     def add(self, name: str, document: Document) -> None:
         """Append a result."""
-        about = {"run": self._run, "name": name, "commit": _commit()}
+        numbers = str(best_device().dtype()).removeprefix("torch.")
+        about = {"run": self._run, "name": name, "commit": _commit(), "numbers": numbers}
         kept = about | _kept(document) | {"generations": [_kept(one) for one in document["generations"]]}
         with self._lock, self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(kept) + "\n")
@@ -226,6 +228,8 @@ def run_seed(
     with _database(_settings(directory, base)) as connection:
         for one in played:
             write_results(connection, BASE, one.identity, one.fingerprints, one.results, utc_now())
+    if not (begun_at := directory / BEGUN_AT).exists():
+        begun_at.write_text(_commit())
     # With its decisions, from which its expected dollars are computed.
     shutil.copytree(runs_directory(directory.with_name(BASE), BASE), runs_directory(directory, BASE), dirs_exist_ok=True)
     courses = [(game, generations)] if begin is None else [(begin.game, begin.generations), (game, generations)]
@@ -239,7 +243,9 @@ def run_seed(
             status = run_child([sys.executable, "-m", "babylon_rl", "demo", *arguments], own, directory, stdout=file, stderr=said)
         if status != 0:
             raise TrainingError(f"The demo with seed {seed} ended with status {status}; {log} says why. Run the command again to go on.")
-    finished.add(directory.name, json.loads(printed.read_text()) | _spent(directory, directory.with_name(BASE)))
+    finished.add(
+        directory.name, json.loads(printed.read_text()) | _spent(directory, directory.with_name(BASE)) | {"begunAt": begun_at.read_text()}
+    )
     say(f"{directory.name}: finished")
 
 

@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
+from babylon_rl.evaluation.gate import PASS
+from babylon_rl.evaluation.report import KINDS
 from babylon_rl.evaluation.stakes import DOCUMENT_COLUMNS
 from babylon_rl.evaluation.statistics.intervals import FEWEST_TO_RESAMPLE, Interval
+from babylon_rl.market.simulation.agents import STAKE_USD
 from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.reporting.numbers import Column, legend, markdown_rows, markdown_table
 from benchmarks.evidence.results import (
@@ -40,12 +43,17 @@ def table(results: Sequence[Document]) -> str:
     return markdown_table(COLUMNS, lines)
 
 
+def _in_front(results: Sequence[Document]) -> list[tuple[Document, Document]]:
+    """Each seed's result with the row of its last released version, else of its newest."""
+    return [(result, version) for result in results if (version := last_released(result) or newest(result)) is not None]
+
+
 def stakes(results: Sequence[Document]) -> str:
     """The newest version of each seed beside the scripts at its mean stake; empty in games with one fixed stake."""
     rows = [
         {"seed": result["seed"], **row}
-        for result in results
-        if (version := last_released(result) or newest(result)) is not None and (scripted := at_stake(result))
+        for result, version in _in_front(results)
+        if (scripted := at_stake(result))
         for row in [version, *scripted]
     ]
     if not rows:
@@ -58,6 +66,16 @@ def stakes(results: Sequence[Document]) -> str:
     ]
     heading = "Each seed's last released version beside the scripts at its own mean stake:"
     return f"\n{heading}\n\n{markdown_rows(columns, rows)}\n\n{legend(columns)}\n"
+
+
+def kinds(results: Sequence[Document]) -> str:
+    """Answers by kind of headline of each seed's last released version; empty where their decisions were not at hand."""
+    found = _in_front(results)
+    rows = [{"seed": result["seed"], "model": version["model"], **kind} for result, version in found for kind in version.get("errors", [])]
+    if not rows:
+        return ""
+    columns = [Column("seed", "seed"), Column("player", "model"), *KINDS]
+    return f"\nAnswers of each seed's last released version by kind of headline:\n\n{markdown_rows(columns, rows)}\n\n{legend(columns)}\n"
 
 
 def page(
@@ -81,12 +99,14 @@ def page(
     minutes = max(result["processorSeconds"] for result in results) / 60
     without = [_failure(point) for result in results for point in points(result)[1:] if point.row is None]
     unusable = sum(row["invalid"] for result in results for row in result["standings"])
-    made_at = " and ".join(sorted({result["commit"] for result in results if result.get("commit")}))
-    at = f" (at {made_at})" if made_at else ""
+    made_at = dict.fromkeys(commit for result in results for name in ("begunAt", "commit") if (commit := result.get(name)))
+    in_numbers = sorted({result["numbers"] for result in results if result.get("numbers")})
+    at = f" (at {' and '.join(made_at)})" if made_at else ""
+    with_numbers = f", in {' and '.join(in_numbers)}" if in_numbers else ""
     return f"""# Evidence in the game {game}
 
 Made by `python -m benchmarks.evidence --game {game}{asked}`{at}: {generations} generations
-with each of {len(results)} seeds, up to {minutes:.0f} minutes of processor time a seed.
+with each of {len(results)} seeds, up to {minutes:.0f} minutes of processor time a seed{with_numbers}.
 In each generation agents play {results[0]["windows"]} new hours, the hours are judged, a version is trained from the newest one
 that the gate did not refuse (at first from the base), and it plays the benchmark.
 {other}
@@ -99,7 +119,7 @@ dollars of the best play from what the prompt shows, paired by market. Both are 
 answers of all players: {unusable}.
 
 {table(results)}
-{stakes(results)}
+{stakes(results)}{kinds(results)}
 ![Mean P&L with 95 % intervals of all players]({players})
 
 ## The learning curve
@@ -122,6 +142,8 @@ trainings.
 * Scores are the heuristic's unless `JUDGE_MODEL` was set.
 * Markets are simulated, and their news carries a signal by construction ([market fit](market-fit.md)).
 * Most training sequences come from scripted strategies, which bounds what can be imitated.
+* The gate's markets have 18 headlines about stocks. In an edition with 36 a version read worse
+  ([unseen texts](../decisions/0034-ceiling.md#unseen-texts)).
 * All versions meet the same markets: a version that is better in them is better in markets of this kind, not in a real game's.
 """
 
@@ -146,12 +168,13 @@ def _released(results: Sequence[Document]) -> str:
     worse = [f"; seed {point.seed}, generation {point.generation} {_interval(over)}" for point, over in compared if over.high < 0]
     lines.append(f"* Of {len(compared)} released versions {len(worse)} are worse than their parent beyond the interval{''.join(worse)}.")
     refused = [
-        f"seed {point.seed}, generation {point.generation} ({_verdict(point.about)})"
+        f"seed {point.seed}, generation {point.generation} ({_refusal(point.about)})"
         for result in results
         for point in points(result)[1:]
         if point.row is not None and not point.about["released"]
     ]
     lines.append(f"* Not released: {', '.join(refused) or 'none'}.")
+    lines += [f"* Seed {result['seed']}: {one['warning']}" for result in results for one in result["generations"] if one.get("warning")]
     return "\n".join(lines)
 
 
@@ -188,11 +211,16 @@ def _headline(results: Sequence[Document]) -> str:
     each = {seed: _signed(row["improvement"], row["improvementLow"], row["improvementHigh"]) for seed, (row, _) in last.items()}
     earns = {row["model"]: f"{row['pnl']:+.0f}" for row in scripts(results)}
     teacher = max((row for row in scripts(results) if row["model"] in STRATEGIES), key=lambda row: row["pnl"])["model"]
+    stake = (
+        f", with ${STAKE_USD:,.0f} an order as in the plots; at each version's own stake they stand below"
+        if any(map(at_stake, results))
+        else ""
+    )
     return (
         f"**The interval of the newest version's improvement over the base lies above 0 with {better} of {len(results)} seeds.**\n\n"
         f"* Newest version over the base, dollars an hour: {_seeds(each, differences)}\n"
         f"* For scale: doing nothing earns {earns['nothing']}, the best script that they learned from ({teacher}) {earns[teacher]}, "
-        f"the news reader {earns['news-reader']}.\n* {_needed(last.values())}"
+        f"the news reader {earns['news-reader']}{stake}.\n* {_needed(last.values())}"
     )
 
 
@@ -265,6 +293,10 @@ def _point(result: Document, point: Point) -> list[str]:
 
 def _verdict(about: Document) -> str:
     return f"{about['decision'].replace('_', ' ')}, {about['gateMarkets']}"
+
+
+def _refusal(about: Document) -> str:
+    return f"{_verdict(about)}, not confirmed" if about["decision"] == PASS else _verdict(about)
 
 
 def _figures(row: Document, over_parent: Interval | None = None) -> list[str]:

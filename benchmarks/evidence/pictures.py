@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.reporting import plots
-from benchmarks.evidence.results import Document, ceiling, points, scripts
+from benchmarks.evidence.results import Document, at_stake, ceiling, points, scripts
 
 _SEEDS = ("#1f6fb4", "#c8553d", "#2a9d6f", "#8a4fa3", "#b5892b")
 _SCRIPT, _BASE, _GRID, _CEILING = "#8a8f98", "#3d3d3d", "#d4d4d8", "#b5172f"
@@ -37,7 +38,7 @@ def _mark(row: Document, label: str, colour: str) -> plots.IntervalMark:
 
 
 def learning_curve(results: Sequence[Document]) -> bytes:
-    """A PNG with P&L by generation: a line per seed, scripts as bands.
+    """A PNG with P&L by generation: a line per seed, scripts as bands, and at the last version's own stake the best of them.
 
     Generation 0 is the base.
     """
@@ -59,6 +60,10 @@ def learning_curve(results: Sequence[Document]) -> bytes:
         axes.errorbar(
             places, [row["pnl"] for row in rows], yerr=errors, marker="o", color=colour, capsize=3, label=f"seed {result['seed']}"
         )
+        staked = [row for row in at_stake(result) if row["model"].partition(" at ")[0] in STRATEGIES]
+        if staked:
+            best_usd = max(row["pnl"] for row in staked)
+            axes.hlines(best_usd, last - 0.3, last + 0.3, colour, linestyle=":", label=f"best script at its stake, seed {result['seed']}")
         for point in curve:  # where no version came of it, the one before still stands
             if point.row is None:
                 standing = next(earlier.row for earlier in reversed(curve[: point.generation]) if earlier.row is not None)
