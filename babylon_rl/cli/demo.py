@@ -32,8 +32,6 @@ from babylon_rl.store.releases import BASE
 app = typer.Typer()
 TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
 ITERATIONS = 2
-# Of a first version where the prompt shows posts: after one pass it reads too little with some seeds (docs/decisions/0031-trust-region.md).
-FIRST_PASSES = {"epochs": 2, "iterations": 2 * ITERATIONS}
 CONFIRMATION_MARKETS = 24  # a quarter of the usual: the demo ends in minutes, and gives half of the agents a version at once
 QUICK = {"confirmation_markets": CONFIRMATION_MARKETS, "rollout_steps": (50.0, 100.0)}
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less; with a WANDB_API_KEY the trainer
@@ -43,6 +41,8 @@ DEMO_SETTINGS = {
     "train_rl_local": True, "trainer": "local", "iterations": ITERATIONS, "kl_penalty": 0, "gradient_accumulation_steps": 1,
     "warmup_steps": 12, "auto_promote": True,
 }  # fmt: skip
+# Where the prompt shows posts: after one pass a version reads too little (docs/decisions/0031-trust-region.md).
+TWO_PASSES = {"epochs": 2, "iterations": 2 * ITERATIONS}
 
 
 @app.command("demo")
@@ -61,6 +61,7 @@ def demo(
     began, played = time.monotonic(), game_named(game)
     minimum = TRAJECTORIES_AN_HOUR * windows
     chosen = DEMO_SETTINGS | {"trainer": load_settings().trainer or DEMO_SETTINGS["trainer"]}
+    chosen |= {} if played == ONE_TICK_GAME else TWO_PASSES
     chosen |= {"auto_promote": gate, "training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
     settings = load_settings(**chosen).model_copy(update=QUICK)
     keep_choices(settings, chosen)
@@ -114,8 +115,6 @@ def _market(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> Non
 def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> dict[str, Any]:
     """Judge and train the played hours of one generation; return its result."""
     player, failure, batch_id, title = player_after(earlier), None, None, _title(state, earlier)
-    if player == BASE and state.game != ONE_TICK_GAME:
-        state = replace(state, settings=state.settings.model_copy(update=FIRST_PASSES))
     with stage(state.settings, f"3. Hours: {title}groups, outcomes and scores ({state.settings.judge_model}), through Dagster"):
         demo_stages.materialize_hours(state, hours)
     where = "at the training service" if state.settings.trainer == "serverless" else "on this machine's processor"
