@@ -1,12 +1,13 @@
-"""Event loops that an interrupt ends.
+"""Signals that end a command: in event loops, and after Dagster's runs.
 
 An event loop swallows an exception that a signal's handler raises inside one of its callbacks, as Dagster's and Python's own do.
 """
 
 import asyncio
+import signal
 import threading
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -35,3 +36,18 @@ def run_coroutine(work: Coroutine[Any, Any, Result]) -> Result:
         if thread.ident is not None:
             thread.join()
     return task.result()
+
+
+@contextmanager
+def keeping_termination() -> Iterator[None]:
+    """Leave the handler of SIGTERM as it was before the block.
+
+    A run of Dagster in this process leaves that of SIGINT for both. A script's background jobs ignore SIGINT, so that they could no longer
+    be ended.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)

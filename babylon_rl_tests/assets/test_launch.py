@@ -1,6 +1,9 @@
 """Runs by hand on a persistent instance, in the Babylon database."""
 
 import os
+import signal
+from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -26,11 +29,25 @@ def test_stretches_of_windows_are_contiguous_and_not_too_long():
     assert list(window_stretches([day[23], "2025-10-30T00:00"], 720)) == [(day[23], "2025-10-30T00:00")]
 
 
+@pytest.fixture
+def in_background() -> Iterator[Any]:
+    """This process as a background job of a script, which ignores SIGINT; its handler of SIGTERM."""
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN), signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    yield end
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.long
-def test_hours_run_by_hand_are_runs_like_any_other(sample_database: Database, settings: Settings):
+def test_hours_run_by_hand_are_runs_like_any_other(sample_database: Database, settings: Settings, in_background: Any):
     sample_database.prepare_dagster_schema()
     environment = dict(os.environ)
     observe_hours(sample_database, settings, now=lambda: NOW)
+    assert signal.getsignal(signal.SIGTERM) is in_background
     windows = ["2025-10-29T13:00", "2025-10-29T14:00", "2025-10-29T16:00"]
     runs = run_hours(sample_database, settings, windows, now=lambda: NOW)
     assert dict(os.environ) == environment
