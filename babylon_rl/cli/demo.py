@@ -115,6 +115,9 @@ def _market(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> Non
 def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> dict[str, Any]:
     """Judge and train the played hours of one generation; return its result."""
     player, failure, batch_id, title = player_after(earlier), None, None, _title(state, earlier)
+    if player != BASE:  # versions differ less from each other than from the base: 24 markets would seldom confirm one
+        usual = {"confirmation_markets": Settings.confirmation_markets}
+        state = replace(state, settings=state.settings.model_copy(update=usual))
     with stage(state.settings, f"3. Hours: {title}groups, outcomes and scores ({state.settings.judge_model}), through Dagster"):
         demo_stages.materialize_hours(state, hours)
     where = "at the training service" if state.settings.trainer == "serverless" else "on this machine's processor"
