@@ -1,4 +1,4 @@
-"""Signals that end a command: in event loops, and after Dagster's runs.
+"""Signals that end a command: their handlers for a time, and event loops that they end.
 
 An event loop swallows an exception that a signal's handler raises inside one of its callbacks, as Dagster's and Python's own do.
 """
@@ -6,11 +6,13 @@ An event loop swallows an exception that a signal's handler raises inside one of
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 def run_coroutine(work: Coroutine[Any, Any, Result]) -> Result:
@@ -39,15 +41,12 @@ def run_coroutine(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 @contextmanager
-def keeping_termination() -> Iterator[None]:
-    """Leave the handler of SIGTERM as it was before the block.
-
-    A run of Dagster in this process leaves that of SIGINT for both. A script's background jobs ignore SIGINT, so that they could no longer
-    be ended.
-    """
-    before = signal.getsignal(signal.SIGTERM)
+def handling(handlers: Mapping[int, Handler]) -> Iterator[None]:
+    """Set handlers of signals, and those from before again at the end, whatever the block set. Only the main thread gets signals."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()} if main else {}
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,7 +7,7 @@ from types import FrameType
 
 import pytest
 
-from babylon_rl.interrupts import run_coroutine
+from babylon_rl.interrupts import handling, run_coroutine
 
 
 class Interrupted(BaseException):
@@ -29,12 +29,8 @@ def test_an_interrupt_inside_of_a_callback_of_the_loop_is_raised() -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupted
 
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    try:
-        with pytest.raises(Interrupted):
-            run_coroutine(work())
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    with handling({signal.SIGUSR1: interrupt}), pytest.raises(Interrupted):
+        run_coroutine(work())
     assert seen == ["cleaned up"]
 
 

@@ -4,6 +4,7 @@ They leave the same records as any other run: the job's name, the partition or r
 through the asset graph, so the lineage does not depend on the caller.
 """
 
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
@@ -18,7 +19,7 @@ from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.jobs import BATCHED, CHECKS_JOB, HOURLY, MOST_HOURS, OBSERVE_JOB
 from babylon_rl.errors import BabylonError, DatabaseError, UsageError
-from babylon_rl.interrupts import keeping_termination
+from babylon_rl.interrupts import handling
 from babylon_rl.models.server_process import Serving
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.dagster_client import BATCHES, HOURS_JOB, PARTITION_TAG, SCORE_JOB, SCORING_JOBS, TRAIN_JOB, hour_tags
@@ -117,7 +118,8 @@ def _execute(
         keys = [dg.AssetKey(name) for name in selection]
     # A BabylonError that an asset raised is raised again here, so that commands print its sentence.
     try:
-        with keeping_termination():
+        # Dagster leaves SIGINT's handler for SIGTERM too. A script's background job ignores SIGINT, and could not be ended then.
+        with handling({signal.SIGTERM: signal.getsignal(signal.SIGTERM)}):
             result = definition.execute_in_process(instance=instance, tags=tags, asset_selection=keys, run_config=QUIET)
     except dg.Failure as failure:
         if isinstance(failure.__cause__, BabylonError):

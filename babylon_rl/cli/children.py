@@ -19,6 +19,7 @@ from typing import IO
 import psutil
 
 from babylon_rl.files.durable import write_atomically
+from babylon_rl.interrupts import handling
 
 GRACE_S = 20.0
 REST_GRACE_S = 5.0
@@ -93,14 +94,8 @@ def _signals_queued() -> Iterator["queue.SimpleQueue[int]"]:
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
         numbers.append(signal.SIGHUP)
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    before = {number: signal.signal(number, lambda number, _: events.put(number)) for number in numbers}
-    try:
+    with handling(dict.fromkeys(numbers, lambda number, _: events.put(number))):
         yield events
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _impatience(events: "queue.SimpleQueue[int]") -> Callable[[], bool]:

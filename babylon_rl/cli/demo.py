@@ -32,8 +32,9 @@ from babylon_rl.store.releases import BASE
 app = typer.Typer()
 TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
 ITERATIONS = 2
-CONFIRMATION_MARKETS = 24  # a quarter of the usual: the demo ends in minutes, and gives half of the agents a version at once
-QUICK = {"confirmation_markets": CONFIRMATION_MARKETS, "rollout_steps": (50.0, 100.0)}
+# Of a first version, a quarter of the usual: the demo ends in minutes. Later ones differ too little from each other for that.
+CONFIRMATION_MARKETS = 24
+ROLLOUT_STEPS = (50.0, 100.0)  # half of the agents get a version at once
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less; with a WANDB_API_KEY the trainer
 # would be a paid one, unless TRAINER says otherwise. A day of hours has few steps: half as large ones after a longer warm-up depend less on
 # the seed (docs/decisions/0031-trust-region.md).
@@ -63,7 +64,7 @@ def demo(
     chosen = DEMO_SETTINGS | {"trainer": load_settings().trainer or DEMO_SETTINGS["trainer"]}
     chosen |= {} if played == ONE_TICK_GAME else TWO_PASSES
     chosen |= {"auto_promote": gate, "training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
-    settings = load_settings(**chosen).model_copy(update=QUICK)
+    settings = load_settings(**chosen).model_copy(update={"rollout_steps": ROLLOUT_STEPS})
     keep_choices(settings, chosen)
     given = f", seed {seed}" + ("" if played == ONE_TICK_GAME else f", game {game}")
     say("Demo settings: " + " ".join(f"{name.upper()}={str(value).lower()}" for name, value in chosen.items()) + given)
@@ -115,9 +116,8 @@ def _market(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> Non
 def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> dict[str, Any]:
     """Judge and train the played hours of one generation; return its result."""
     player, failure, batch_id, title = player_after(earlier), None, None, _title(state, earlier)
-    if player != BASE:  # versions differ less from each other than from the base: 24 markets would seldom confirm one
-        usual = {"confirmation_markets": Settings.confirmation_markets}
-        state = replace(state, settings=state.settings.model_copy(update=usual))
+    if player == BASE:
+        state = replace(state, settings=state.settings.model_copy(update={"confirmation_markets": CONFIRMATION_MARKETS}))
     with stage(state.settings, f"3. Hours: {title}groups, outcomes and scores ({state.settings.judge_model}), through Dagster"):
         demo_stages.materialize_hours(state, hours)
     where = "at the training service" if state.settings.trainer == "serverless" else "on this machine's processor"

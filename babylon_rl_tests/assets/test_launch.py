@@ -11,6 +11,7 @@ import pytest
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.launch import observe_hours, run_batch, run_hours
 from babylon_rl.errors import BatchConflict, SettingsError, UsageError
+from babylon_rl.interrupts import handling
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.windows import window_stretches
@@ -36,10 +37,8 @@ def in_background() -> Iterator[Any]:
     def end(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)
 
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN), signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
-    yield end
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with handling({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: end}):
+        yield end
 
 
 @pytest.mark.long

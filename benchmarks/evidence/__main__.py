@@ -30,6 +30,7 @@ from babylon_rl.evaluation.benchmark import base_source, gate_rows
 from babylon_rl.evaluation.gate import FEWEST_MARKETS, analysis_sizes
 from babylon_rl.evaluation.results import runs_directory
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
+from babylon_rl.interrupts import handling
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.games import GAMES, POSTS, Game, game_named
 from babylon_rl.models.base_model import base_model_dir
@@ -140,7 +141,7 @@ def _make(
             say(f"{own.name}: finished earlier")
     if missing:
         at_once = at_once or side_by_side(len(missing), usable_cores())
-        with _signals_as_interrupt(), ThreadPoolExecutor(at_once) as pool:
+        with handling(dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.default_int_handler)), ThreadPoolExecutor(at_once) as pool:
             games = dict.fromkeys([game] if begin is None else [begin.game, game])
             played = [base_play(next(iter(missing.values())).with_name(BASE), base, one) for one in games]
             run = partial(
@@ -161,17 +162,6 @@ def _make(
 def side_by_side(seeds: int, cores: int) -> int:
     """Number of seeds that run at once: one more than cores where this saves a last round with idle cores."""
     return -(-seeds // -(-seeds // (cores + 1)))
-
-
-@contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt at SIGTERM and SIGHUP too."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end(runs: Sequence[Future[None]], directories: Sequence[Path]) -> None:

@@ -31,6 +31,7 @@ MEASURED_PACKS = 8  # for the KL from the base; each is computed twice, and thei
 # By sequence, of each token that had alternatives: [M] log-probabilities over the legal tokens, padded by -inf, or the [D] hidden state
 # where there was no grammar.
 AtChoices = dict[EncodedSequence, list[Tensor]]
+ActionShares = tuple[dict[int, float], float | None]
 
 
 def distributions(hidden_nd: Tensor, head_vd: Tensor, items: Sequence[Item], group: Group) -> list[Distributions]:
@@ -132,20 +133,21 @@ def total_weight(packs: Iterable[Pack], items: Sequence[Item]) -> float:
 
 def step_back(
     policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack], parent: Parent
-) -> tuple[dict[Pack, Distributions], dict[str, float]]:
+) -> tuple[dict[Pack, Distributions], ActionShares, dict[str, float]]:
     """Move the policy towards its parent until it is within ``PARENT_BOUND`` and ``TURNED_SHARE`` over all packs.
 
-    Returns its distributions, ``klParent`` and ``stepBack``, the share of the way back to the parent that it went, 0 where it was within.
+    Returns its distributions, its ``action_shares``, and as metrics ``klParent`` and ``stepBack``, the share of the way back to the parent
+    that it went, 0 where it was within.
     """
     end, share, weight = copied(policy), 1.0, total_weight(packs, items)
     while True:
         found = read(policy, items, packs)
         kl = weighted_kl(found, parent.at, items, policy.head) / weight
-        turned = action_shares(items, found, parent.at)[1]
+        shares = action_shares(items, found, parent.at)
         # The KL grows with the square of the way. The parent's own turned share is at most a half: a way back always ends.
-        times = max(math.sqrt(max(kl, 0.0) / PARENT_BOUND), (turned or 0.0) / TURNED_SHARE)
+        times = max(math.sqrt(max(kl, 0.0) / PARENT_BOUND), (shares[1] or 0.0) / TURNED_SHARE)
         if not times > 1:  # of no number too: it is refused
-            return found, {"klParent": kl, "stepBack": 1.0 - share}
+            return found, shares, {"klParent": kl, "stepBack": 1.0 - share}
         share *= 0.95 / times  # a little less, so that few tries are needed
         _place(policy, parent.weights, end, share)
 
@@ -175,10 +177,8 @@ class Measured:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def measure(
-    policy: PackedPolicy, items: Sequence[Item], found: Mapping[Pack, Distributions], parent: Mapping[Pack, Distributions] | None
-) -> Measured:
-    """Measure a policy by its distributions at all choices.
+def measure(policy: PackedPolicy, items: Sequence[Item], found: Mapping[Pack, Distributions], shares: ActionShares) -> Measured:
+    """Measure a policy by its distributions at all choices, and their ``action_shares``.
 
     Its exact KL from the base is the mean over the choices of an evenly spaced sample of ``MEASURED_PACKS`` packs at most.
     """
@@ -192,12 +192,10 @@ def measure(
             for row, hidden_nd, base_nd in zip(looked_at, own, base, strict=True)
         ])  # fmt: skip
     policy.model.train()
-    return Measured(float(kl_n.mean()), *action_shares(items, found, parent or {}))
+    return Measured(float(kl_n.mean()), *shares)
 
 
-def action_shares(
-    items: Sequence[Item], found: Mapping[Pack, Distributions], parent: Mapping[Pack, Distributions]
-) -> tuple[dict[int, float], float | None]:
+def action_shares(items: Sequence[Item], found: Mapping[Pack, Distributions], parent: Mapping[Pack, Distributions]) -> ActionShares:
     """Mean probability of each action at the first choice of a prompt, and the turned share (``Measured``)."""
     shares, kinds, prompts = Counter[int](), defaultdict[int, list[Counter[int]]](list), set[tuple[int, ...]]()
     for row, one in found.items():

@@ -219,9 +219,10 @@ class IterationRun:
             on_step(StepMetrics(self._iteration.step, number, len(plan), loss, tokens, step))
         if self._parent is None:
             found, within = bounds.read(self._policy, self._items, packs), dict[str, float]()
+            shares = bounds.action_shares(self._items, found, {})
         else:
-            found, within = bounds.step_back(self._policy, self._items, packs, self._parent)
-        measured = bounds.measure(self._policy, self._items, found, None if self._parent is None else self._parent.at)
+            found, shares, within = bounds.step_back(self._policy, self._items, packs, self._parent)
+        measured = bounds.measure(self._policy, self._items, found, shares)
         bounds.refuse_diverged(measured, self._iteration.step)
         means = {name: total / told[name] for name, total in totals.items()}
         loss = means.pop("loss")
