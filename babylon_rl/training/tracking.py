@@ -258,8 +258,8 @@ class Tracker:
             return WandbResult(self.refusal or "")
         process.write({"summary": dict(summary)})
         sent = process.end()
-        # An interrupted offline training has several directories; all of them must be synced.
-        directories = sorted(map(str, (self._settings.home / "wandb").glob(f"offline-run-*-{self._request['id']}")))
+        # An interrupted offline training has several directories; all of them must be synced. wandb numbers those of one second.
+        directories = sorted(map(str, (self._settings.home / "wandb").glob(f"offline-run-*-{self._request['id']}*")))
         if sent.link in directories[1:]:
             return replace(sent, words=f"Written for `wandb sync {' '.join(directories)}`.")
         return sent

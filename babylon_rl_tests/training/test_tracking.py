@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,18 @@ def test_offline_every_directory_of_an_interrupted_training_is_named_and_its_ste
     assert [row["_step"] for row in rows] == [STRIDE + 1, STRIDE + 2, STRIDE + 1, STRIDE + 2, ITERATIONS + 1]
     assert [row["step/loss"] for row in rows[:2]] == [row["step/loss"] for row in rows[2:4]]
     assert service.summary["version"] == "v1.0.2"
+
+
+@pytest.mark.long
+def test_offline_directories_that_began_within_one_second_are_all_named(offline: Settings) -> None:
+    soon = [datetime.now() + timedelta(seconds=second) for second in range(-1, 59)]  # noqa: DTZ005 - wandb names them in local time
+    taken = [offline.home / "wandb" / f"offline-run-{moment:%Y%m%d_%H%M%S}-batch-1761825600000" for moment in soon]
+    for directory in taken:
+        directory.mkdir(parents=True)
+    sent = Tracker(make_batch(), offline).finish([make_step(1)], {}, {})
+    assert sent.link is not None and Path(sent.link) not in taken
+    assert sent.words.startswith("Written for `wandb sync ")
+    assert set(sent.words[24:-2].split()) == {sent.link, *map(str, taken)}
 
 
 @pytest.mark.long
