@@ -45,11 +45,20 @@ def test_who_collects_pennies_and_loses_it_all_in_a_tenth_of_the_markets_does_no
     assert np.mean([any(look.low > 0 for look in looks if look.count >= FEWEST_MARKETS) for looks in found]) <= len(ANALYSES) * nominal
 
 
-def test_a_benchmark_grows_only_while_that_can_be_expected_to_decide() -> None:
-    near, far, none = (compared(effect(usd, 24), analyses=3) for usd in (45, 15, -5))
+def test_a_benchmark_grows_only_while_what_was_seen_would_pass_in_the_end() -> None:
+    near, half, far, none = (compared(effect(usd, 24), analyses=3) for usd in (45, 30, 15, -5))
     assert needed_markets(near, 0.0) in range(49, 97) and next_analysis(near, 0.0, 24) == 48
+    assert needed_markets(half, 0.0) > 96 and next_analysis(half, 0.0, 24) == 48, "in about half of the cases it passes"
     assert needed_markets(far, 0.0) > 96 and next_analysis(far, 0.0, 24) is None
     assert needed_markets(none, 0.0) is None and next_analysis(none, 0.0, 24) is None
+
+
+def test_the_last_analysis_is_worth_playing_for_just_what_would_pass_in_it() -> None:
+    seen = {usd: compared(effect(usd, 24), analyses=3) for usd in range(1, 60)}
+    least = min(usd for usd, comparison in seen.items() if next_analysis(comparison, 0.0, 24) is not None)
+    # The same differences, as often as the last analysis has markets: their interval lies above 0 from there on.
+    passes = {usd: compared(np.resize(effect(usd, 24), 96), analyses=3).compared[0].improvement.low > 0 for usd in seen}
+    assert least == pytest.approx(min(usd for usd, passed in passes.items() if passed), abs=1)
 
 
 def test_the_looks_are_fixed_and_end_at_the_cap() -> None:
