@@ -79,8 +79,9 @@ class Sides:
         # Anew: the states of its lower layers were computed by an earlier round.
         policy = PackedPolicy(self.policy.model, usable_cores())
         run = IterationRun(policy, items, TrainIteration("benchmark", 1, self.sequences, 0), settings)
-        for number, step in enumerate(self._steps(pack([item.encoded for item in items])), start=1):
-            run.take_step(step, number)
+        steps = list(self._steps(pack([item.encoded for item in items])))
+        for number, step in enumerate(steps, start=1):
+            run.take_step(step, number, len(steps))
 
     def with_kl(self) -> None:
         """The same with the penalty of the defaults."""

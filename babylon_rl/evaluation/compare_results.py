@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
 
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation.gate import ANALYSES, Pair, PlayerRow, RunKey, mean_over_snapshots, pairs_of
-from babylon_rl.evaluation.metrics import calibration, forecast_scores, share
+from babylon_rl.evaluation.metrics import calibration, forecast_scores, share, stakes_usd
 from babylon_rl.evaluation.play import engine_version, external_identity
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import PARTIAL, SEEN, SUFFIX, Bin, CamelCase, Result, read_result
@@ -47,8 +48,9 @@ class AgentRow(CamelCase, frozen=True):
     """Statistics of one agent over its runs; null where there is nothing to measure.
 
     Means are over snapshots, shares over all of its decisions, positions or purchases. ``expected`` are dollars of its decisions on
-    average, ``of_ceiling`` their share of the best play's (``PlayerRow``). ``answers_right`` is the share of its positions in
-    questions whose side is the answer; ``accuracy``, of the gate's rows, is of orders and the market's direction.
+    average, ``of_ceiling`` their share of the best play's (``PlayerRow``). ``mean_stake`` is of orders that opened a position, leverage
+    included; ``worst`` the lowest P&L of a run. ``answers_right`` is the share of its positions in questions whose side is the answer;
+    ``accuracy``, of the gate's rows, is of orders and the market's direction.
     """
 
     agent: str
@@ -62,6 +64,8 @@ class AgentRow(CamelCase, frozen=True):
     returns: float | None = msgspec.field(name="return")
     sharpe: float | None
     max_drawdown: float | None
+    worst: float
+    mean_stake: float | None
     win_rate: float | None
     answers_right: float | None
     brier: float | None
@@ -277,6 +281,7 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
             actions[action] = actions.get(action, 0.0) + part * run.ticks_processed / decisions
     positions = sum(run_metrics.prediction_metrics.total_positions for run_metrics in metrics)
     profits = [profit for run in runs for profit in run.profits if profit]
+    stakes = [usd for run in runs for usd in stakes_usd(run)]
     return AgentRow(
         agent=row.player,
         role=row.role,
@@ -289,6 +294,8 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
         returns=row.mean(lambda run: run.metrics.return_share),
         sharpe=row.mean(lambda run: run.metrics.sharpe),
         max_drawdown=row.mean(lambda run: run.metrics.perp_metrics.max_drawdown),
+        worst=min(row.pnls_usd),
+        mean_stake=fmean(stakes) if stakes else None,
         win_rate=share(sum(profit > 0 for profit in profits), len(profits)),
         answers_right=share(sum(run_metrics.prediction_metrics.correct_predictions for run_metrics in metrics), positions),
         brier=brier,

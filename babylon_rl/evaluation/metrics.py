@@ -343,6 +343,11 @@ def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> R
     return structs.replace(result, metrics=worth)
 
 
+def stakes_usd(result: Result) -> list[float]:
+    """Stakes of the orders that opened a position, leverage included."""
+    return [stake_usd(order) for order, outcome in result.orders if outcome == "filled" and choice_of(order).market is not None]
+
+
 def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
     """The gate's row of a result: counts of orders, and P&L after every tick.
 
@@ -352,8 +357,8 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
     outcomes = Counter(outcome for _, _, outcome in decided)
     valid = Counter("sell" if kind(order) in CLOSING else choice.action for order, choice, outcome in decided if outcome != "invalid")
     opened = [
-        (tick, choice.market, choice.direction, stake_usd(order))
-        for tick, (order, choice, outcome) in enumerate(decided)
+        (tick, choice.market, choice.direction)
+        for tick, (_, choice, outcome) in enumerate(decided)
         if outcome == "filled" and choice.market is not None
     ]
     # The market's own path, without the player's impact.
@@ -372,12 +377,12 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
         refused=outcomes["refused"],
         actions={action: valid[action] for action in ("buy", "sell", "hold")},
         predictions=len(opened),
-        predictions_right=sum((paths[market][tick + 1] - paths[market][tick]) * sign > 0 for tick, market, sign, _ in opened),
+        predictions_right=sum((paths[market][tick + 1] - paths[market][tick]) * sign > 0 for tick, market, sign in opened),
         equity_usd=tuple(pnls[1:]),
         expected_usd=result.expected_usd,
         ceiling_usd=result.ceiling_usd,
         errors=() if result.expected_usd is None else errors_by_kind(result, snapshot),
-        staked_usd=math.fsum(usd for *_, usd in opened),
+        staked_usd=math.fsum(stakes_usd(result)),
     )
 
 

@@ -172,6 +172,8 @@ AGENTS = [
     *CEILING,
     Column("Sharpe", lambda row: _number(row.sharpe), meaning="mean over spread of the changes in a run"),
     Column("drawdown $", lambda row: _number(row.max_drawdown, 0), meaning="largest fall from the peak"),
+    Column("worst market $", lambda row: _number(row.worst, 0)),
+    Column("mean stake $", lambda row: _number(row.mean_stake, 0)),
     Column("win rate", lambda row: _percent(row.win_rate), meaning=_WIN_RATE),
     Column("answers right", lambda row: _percent(row.answers_right), meaning="positions on the side of the answer"),
     Column("Brier (crowd's)", _brier, meaning="error of prices paid as probabilities, lower is better"),
@@ -181,7 +183,10 @@ AGENTS = [
     Column("optimality", lambda row: _number(row.optimality, 1), meaning="P&L in % of the better oracle's"),
 ]
 # Beside agent, P&L and runs.
-ON_PAGE = ("expected, $", "of the ceiling", "Sharpe", "drawdown $", "win rate", "answers right", "Brier (crowd's)", "invalid", "optimality")
+ON_PAGE = (
+    "expected, $", "of the ceiling", "Sharpe", "drawdown $", "worst market $", "mean stake $", "win rate", "answers right",
+    "Brier (crowd's)", "invalid", "optimality",
+)  # fmt: skip
 
 
 # Of a ``PairRow``.

@@ -15,6 +15,7 @@ from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshot_file import benchmark_scenario, from_scenario
 from babylon_rl.evaluation.snapshots import snapshot_of
 from babylon_rl.market.headlines import TRAINING_EDITIONS
+from babylon_rl.market.simulation.agents import STAKE_USD
 from babylon_rl.market.simulation.config import preset
 from babylon_rl_tests.evaluation.runs import results, roster
 
@@ -61,6 +62,13 @@ def test_nobody_wins_by_chance_or_in_one_market(sound: list[Result]) -> None:
     only = [result for result in of(sound, "oracle", "nothing") if result.snapshot == sound[0].snapshot]
     (pair,) = compare_results(only).pairs
     assert (pair.snapshots, pair.winner, pair.difference.low, pair.effect_size) == (1, None, None, None)
+
+
+def test_a_row_has_the_worst_market_and_the_mean_stake_of_opening_orders(sound: list[Result]) -> None:
+    rows = {row.agent: row for row in compare_results(sound).agents}
+    assert rows["random"].worst == min(result.metrics.total_pnl for result in of(sound, "random"))
+    assert rows["nothing"].mean_stake is None
+    assert rows["oracle"].mean_stake == pytest.approx(STAKE_USD), "of a question before its factor"
 
 
 def test_the_shape_is_that_of_the_games_own(sound: list[Result]) -> None:

@@ -140,7 +140,7 @@ def test_offline_every_directory_of_an_interrupted_training_is_named_and_its_ste
 
 @pytest.mark.long
 def test_offline_directories_that_began_within_one_second_are_all_named(offline: Settings) -> None:
-    soon = [datetime.now() + timedelta(seconds=second) for second in range(-1, 59)]  # noqa: DTZ005 - wandb names them in local time
+    soon = [datetime.now() + timedelta(seconds=second) for second in range(-1, 59)]
     taken = [offline.home / "wandb" / f"offline-run-{moment:%Y%m%d_%H%M%S}-batch-1761825600000" for moment in soon]
     for directory in taken:
         directory.mkdir(parents=True)

@@ -231,7 +231,7 @@ class IterationRun:
         means["prefixSharing"] = sum(len(needed_ids(i.encoded)) for i in self._items) / sum(p.tokens for p in packs)
         return IterationResult(means, tokens, loss)
 
-    def take_step(self, packs: Sequence[Pack], number: int = 1, of: int = 1) -> dict[str, float]:
+    def take_step(self, packs: Sequence[Pack], number: int, of: int) -> dict[str, float]:
         """Take optimizer step ``number`` of ``of`` in this iteration, and return its metrics.
 
         Loss, entropy, clipFraction and (with a penalty) KL are means over the tokens; gradientNorm is before clipping. With recorded
