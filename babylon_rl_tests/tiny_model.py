@@ -3,6 +3,7 @@
 Rooms that need a model import the fixtures into their conftest, which therefore does without torch until a test asks for one.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,14 @@ def make_base(directory: Path, seed: int = 0, tokenizer: Any = None, positions: 
     return directory
 
 
-def make_adapter(base: Path, directory: Path, seed: int = 1) -> Path:
-    """A LoRA adapter whose B matrices are not zero: it changes what the base says."""
+def make_adapter(base: Path, directory: Path, seed: int = 1, targets: Sequence[str] = ("q_proj", "v_proj")) -> Path:
+    """A LoRA adapter of some modules whose B matrices are not zero: it changes what the base says."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(seed)
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=list(targets))
     with quiet_loading():
         model = get_peft_model(LlamaForCausalLM.from_pretrained(base, dtype=torch.float32), lora)
         for name, weight in model.named_parameters():

@@ -76,13 +76,14 @@ def longest_rows(sequences: Sequence[TrainSequence]) -> tuple[list[TrainSequence
 
 
 def train(case: str) -> dict[str, float]:
-    """Train, and tell this process's peak in GB."""
+    """Train as a later generation, which has a parent, and tell this process's peak in GB."""
     from babylon_rl.training.backends.cpu.trainer import CpuTrainer
 
     sequences, found = longest_rows(CASES[case]())
     settings = settings_of(1).model_copy(update={"babylon_rl_home": load_settings().home})
     with tempfile.TemporaryDirectory() as out:
-        CpuTrainer(settings).train(TrainIteration("benchmark", 1, sequences, 0, passes=2), None, Path(out), lambda step: None)
+        iteration = TrainIteration("benchmark", 1, sequences, 0, generation=2, passes=2)
+        CpuTrainer(settings).train(iteration, None, Path(out), lambda step: None)
     # not ru_maxrss, which begins with the peak of whoever started the process
     peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return found | {"peak_gb": round(peak / 1e6, 2)}

@@ -151,15 +151,19 @@ def test_an_adapter_changes_the_answers_and_leaves_the_base_alone(policy: Policy
     assert all(same(a, b) for a, b in zip(mixed[1::2], adapted, strict=True))
 
 
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("q_proj", "v_proj", "gate_proj", "down_proj"), ("up_proj",)])
 def test_two_adapters_stand_side_by_side(
-    tiny_base: Path, tiny_adapter: Path, tmp_path: Path, trade_format: dict[str, Any], policy: Policy
+    tiny_base: Path, tiny_adapter: Path, tmp_path: Path, trade_format: dict[str, Any], policy: Policy, targets: tuple[str, ...]
 ) -> None:
 
     both = Policy.load(tiny_base, tiny_adapter, dtype=torch.float32, adapter_name="v1.0.0")
-    both.add_adapter("v1.0.1", make_adapter(tiny_base, tmp_path / "second", seed=7))
+    other = make_adapter(tiny_base, tmp_path / "second", seed=7, targets=targets)
+    both.add_adapter("v1.0.1", other)
+    alone = Policy.load(tiny_base, other, dtype=torch.float32, adapter_name="v1.0.1")
     first = both.complete(requests(trade_format, 8, adapter="v1.0.0"))
     second = both.complete(requests(trade_format, 8, adapter="v1.0.1"))
     assert all(same(a, b) for a, b in zip(first, policy.complete(requests(trade_format, 8, adapter="v1.0.0")), strict=True))
+    assert all(same(a, b) for a, b in zip(second, alone.complete(requests(trade_format, 8, adapter="v1.0.1")), strict=True))
     assert not all(same(a, b) for a, b in zip(first, second, strict=True))
 
 

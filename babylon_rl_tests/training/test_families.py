@@ -46,7 +46,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_adapter(base, tmp_path_factory.mktemp("adapter"))
+    return make_adapter(base, tmp_path_factory.mktemp("adapter"), targets=("q_proj", "v_proj", "gate_proj", "down_proj"))
 
 
 def plain_model(base: Path, adapter: Path) -> Any:
