@@ -294,7 +294,7 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
         returns=row.mean(lambda run: run.metrics.return_share),
         sharpe=row.mean(lambda run: run.metrics.sharpe),
         max_drawdown=row.mean(lambda run: run.metrics.perp_metrics.max_drawdown),
-        worst=min(row.pnls_usd),
+        worst=row.worst_usd,
         mean_stake=fmean(stakes) if stakes else None,
         win_rate=share(sum(profit > 0 for profit in profits), len(profits)),
         answers_right=share(sum(run_metrics.prediction_metrics.correct_predictions for run_metrics in metrics), positions),

@@ -72,6 +72,11 @@ class PlayerRow(Generic[R]):
     def pnls_usd(self) -> list[float]:
         return [run.pnl_usd for run in self.results]
 
+    @property
+    def worst_usd(self) -> float:
+        """Lowest P&L of a run in dollars."""
+        return min(self.pnls_usd)
+
     @cached_property
     def pnl(self) -> Interval:
         """Mean P&L of a market in dollars."""
@@ -167,10 +172,6 @@ class GateRow(PlayerRow[MarketResult]):
         return self.pnl.mean / spread if spread > 1e-9 else None
 
     @property
-    def worst_hour_usd(self) -> float:
-        return min(self.pnls_usd)
-
-    @property
     def pnl_path(self) -> list[float]:
         return _mean_path([result.pnl_path for result in self.results])
 
@@ -198,7 +199,7 @@ class GateRow(PlayerRow[MarketResult]):
             "pnl": self.pnl.mean, "low": self.pnl.low, "high": self.pnl.high,
             **ends("expected", self.expected), **ends("ofCeiling", self.of_ceiling),
             "sharpe": self.sharpe, "maxDrawdown": self.max_drawdown_usd,
-            "hourlySharpe": self.hourly_sharpe, "worstHour": self.worst_hour_usd, "meanStake": self.mean_stake_usd,
+            "hourlySharpe": self.hourly_sharpe, "worstHour": self.worst_usd, "meanStake": self.mean_stake_usd,
             **ends("winRate", self.win_rate), **ends("accuracy", self.accuracy),
             "decisions": self.decisions, "invalid": self.invalid, "invalidShare": shares["invalid"], "refused": self.refused,
             "holdShare": shares["hold"], "buyShare": shares["buy"], "sellShare": shares["sell"],

@@ -31,7 +31,8 @@ from babylon_rl.evaluation.results import (
     Timing,
 )
 from babylon_rl.evaluation.snapshots import Snapshot
-from babylon_rl.market.simulation.actions import Invalid, kind
+from babylon_rl.market.simulation.actions import Action, Invalid, kind
+from babylon_rl.market.simulation.agents import Choice
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.games import Game
 from babylon_rl.market.simulation.ledger import Fill, Refusal, Settlement
@@ -345,7 +346,21 @@ def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> R
 
 def stakes_usd(result: Result) -> list[float]:
     """Stakes of the orders that opened a position, leverage included."""
-    return [stake_usd(order) for order, outcome in result.orders if outcome == "filled" and choice_of(order).market is not None]
+    return [usd for *_, usd in _opened(_decided(result))]
+
+
+def _decided(result: Result) -> list[tuple[Action, Choice, str]]:
+    """The order of every tick, its choice, and its outcome."""
+    return [(order, choice_of(order), outcome) for order, outcome in result.orders]
+
+
+def _opened(decided: Sequence[tuple[Action, Choice, str]]) -> list[tuple[int, str, int, float]]:
+    """Tick, market, direction and stake of the orders that opened a position."""
+    return [
+        (tick, choice.market, choice.direction, stake_usd(order))
+        for tick, (order, choice, outcome) in enumerate(decided)
+        if outcome == "filled" and choice.market is not None
+    ]
 
 
 def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
@@ -353,14 +368,10 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
 
     An opening order is right when its direction was the market's over the tick, the player's own impact left out. A closing counts as sold.
     """
-    decided = [(order, choice_of(order), outcome) for order, outcome in result.orders]
+    decided = _decided(result)
     outcomes = Counter(outcome for _, _, outcome in decided)
     valid = Counter("sell" if kind(order) in CLOSING else choice.action for order, choice, outcome in decided if outcome != "invalid")
-    opened = [
-        (tick, choice.market, choice.direction)
-        for tick, (_, choice, outcome) in enumerate(decided)
-        if outcome == "filled" and choice.market is not None
-    ]
+    opened = _opened(decided)
     # The market's own path, without the player's impact.
     paths = {asset.ticker: asset.prices for asset in snapshot.scenario.assets}
     paths |= {question.id: question.crowd for question in snapshot.scenario.questions}
@@ -377,12 +388,12 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
         refused=outcomes["refused"],
         actions={action: valid[action] for action in ("buy", "sell", "hold")},
         predictions=len(opened),
-        predictions_right=sum((paths[market][tick + 1] - paths[market][tick]) * sign > 0 for tick, market, sign in opened),
+        predictions_right=sum((paths[market][tick + 1] - paths[market][tick]) * sign > 0 for tick, market, sign, _ in opened),
         equity_usd=tuple(pnls[1:]),
         expected_usd=result.expected_usd,
         ceiling_usd=result.ceiling_usd,
         errors=() if result.expected_usd is None else errors_by_kind(result, snapshot),
-        staked_usd=math.fsum(stakes_usd(result)),
+        staked_usd=math.fsum(usd for *_, usd in opened),
     )
 
 

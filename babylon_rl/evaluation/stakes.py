@@ -41,7 +41,7 @@ def rivals_at_stake(comparison: Comparison) -> list[tuple[str, str]]:
 
 def risk_words(ours: GateRow, theirs: GateRow) -> str:
     ratios = " against ".join("none" if row.hourly_sharpe is None else f"{row.hourly_sharpe:+.2f}" for row in (ours, theirs))
-    worst = f"worst hour {ours.worst_hour_usd:+.0f} against {theirs.worst_hour_usd:+.0f}"
+    worst = f"worst hour {ours.worst_usd:+.0f} against {theirs.worst_usd:+.0f}"
     return f"Sharpe of hours {ratios}, {worst}, drawdown {ours.max_drawdown_usd:.0f} against {theirs.max_drawdown_usd:.0f}"
 
 
