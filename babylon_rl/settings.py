@@ -193,7 +193,12 @@ class TrainingSettings(SettingsGroup):
     max_staleness_versions: int | None = Field(None, ge=0, description="Oldest policy version, behind the newest, whose sequences train.")
     iterations: int = Field(10, gt=0, description="Most resumable steps of one training; fewer where its hours fill fewer, EPOCHS times.")
     windows_per_iteration: int = Field(20, gt=0, description="Most windows an iteration trains on.")
-    epochs: int = Field(1, gt=0, description="Passes over a batch's hours, each in iterations of its own.")
+    epochs: int = Field(
+        1,
+        gt=0,
+        description="Passes over a batch's hours, each in iterations of its own. On this machine a first version of several passes adapts "
+        "feed-forward layers too.",
+    )
     batch_size: int = Field(4, gt=0, description="Sequences a device step; the CPU trainer gathers as many for each pack of prompts.")
     gradient_accumulation_steps: int = Field(
         2, gt=0, description="Device steps an optimizer step; on the CPU each of 3 packs of prompts, so 24 sequences or more by default."

@@ -130,6 +130,18 @@ def test_how_far_the_policy_went_is_measured_without_a_penalty_too(cpu_settings:
     assert still.metrics["kl"] == pytest.approx(0.0, abs=1e-5) and moved.metrics["kl"] > 0.001
 
 
+def test_a_line_of_several_passes_adapts_feed_forward_layers_and_keeps_its_modules(cpu_settings: Settings, tmp_path: Path) -> None:
+    def modules(name: str, epochs: int, parent: Path | None = None) -> set[str]:
+        trained(cpu_settings.model_copy(update={"epochs": epochs}), tmp_path / name, make_lesson(1), parent=parent)
+        return {key.split(".")[-3] for key in load_file(tmp_path / name / WEIGHTS)}
+
+    attention = {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert modules("one", 1) == attention
+    assert modules("two", 2) == attention | {"gate_proj", "up_proj", "down_proj"}
+    assert modules("child", 2, tmp_path / "one") == attention
+    assert modules("other", 1, tmp_path / "two") == modules("two-again", 2)
+
+
 @pytest.mark.parametrize(("step", "share"), [(1, 0.25), (2, 1.0)])
 def test_the_first_iteration_warms_up(cpu_settings: Settings, tmp_path: Path, step: int, share: float) -> None:
     moved = []

@@ -38,8 +38,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def parent(cpu_settings: Settings, tmp_path: Path) -> Path:
-    """A version of the first generation."""
-    train(cpu_settings, tmp_path / "parent", make_lesson(2))
+    """A version of the first generation, after one pass."""
+    train(cpu_settings.model_copy(update={"epochs": 1}), tmp_path / "parent", make_lesson(2))
     return tmp_path / "parent"
 
 

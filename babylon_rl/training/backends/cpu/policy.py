@@ -58,7 +58,8 @@ IN_WORDS = {
 }
 SHORTEST_PREFIX = 32
 RANK, ALPHA = 16, 32
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 FROZEN_SHARE = 0.4  # of the layers, from the bottom
 TOKENS_AT_ONCE = 1728  # of groups that are computed side by side: together they need no more memory than the longest row alone
 KNOWN_BYTES = 2**27  # of states below the trained layers: of the packaged base 116,000 tokens, in float32 half as many
@@ -350,8 +351,14 @@ def choices(row: Pack, items: Sequence[Item]) -> list[Spot]:
     return [(m, n, t) for m, n in enumerate(row.members) for t, trains in enumerate(items[n].encoded.trainable_t) if trains]
 
 
-def load_policy(base_dir: Path, parent: Path | None, dtype: torch.dtype | None = None, device: Device | None = None) -> tuple[Any, Any]:
-    """Load tokenizer and base with the parent's adapter, or a new neutral one, in float32 whatever the base's precision.
+def load_policy(
+    base_dir: Path,
+    parent: Path | None,
+    dtype: torch.dtype | None = None,
+    device: Device | None = None,
+    targets: Sequence[str] = ATTENTION,
+) -> tuple[Any, Any]:
+    """Load tokenizer and base with the parent's adapter, or a new neutral one of ``targets``, in float32 whatever the base's precision.
 
     In bfloat16 most steps would be rounded away, and the optimizer's second moments could not fall.
 
@@ -376,6 +383,6 @@ def load_policy(base_dir: Path, parent: Path | None, dtype: torch.dtype | None =
                 raise CheckpointError(f"{parent} cannot be continued from: {first_line(error)}") from error
         layers = base.config.num_hidden_layers
         config = LoraConfig(
-            r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), layers_to_transform=list(range(int(layers * FROZEN_SHARE), layers))
+            r=RANK, lora_alpha=ALPHA, target_modules=list(targets), layers_to_transform=list(range(int(layers * FROZEN_SHARE), layers))
         )
         return tokenizer, get_peft_model(base, config)

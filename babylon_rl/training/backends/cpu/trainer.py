@@ -35,9 +35,10 @@ from babylon_rl.training.backends.cpu.answers import weigh_answers
 from babylon_rl.training.backends.cpu.loss import STALE_PROBABILITY, LossWeights, clipped, served_sums, token_loss
 from babylon_rl.training.backends.cpu.policy import (
     ALPHA,
+    ATTENTION,
+    FEED_FORWARD,
     FROZEN_SHARE,
     RANK,
-    TARGETS,
     Group,
     Item,
     Pack,
@@ -101,8 +102,7 @@ class CpuTrainer(Trainer):
             "final_rate_share": FINAL_RATE_SHARE, "optimizer": "AdamW",
             "entropy_bonus": of_generation(ENTROPY_BONUSES, generation), "ratio_limit": RATIO_LIMIT,
             "stale_probability": of_generation(STALE_PROBABILITIES, generation), "parent_bound": PARENT_BOUND,
-            "device_packs": DEVICE_PACKS, "lora_rank": RANK, "lora_alpha": ALPHA, "lora_targets": list(TARGETS),
-            "frozen_share": FROZEN_SHARE,
+            "device_packs": DEVICE_PACKS, "lora_rank": RANK, "lora_alpha": ALPHA, "frozen_share": FROZEN_SHARE,
         }  # fmt: skip
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
@@ -121,7 +121,7 @@ class CpuTrainer(Trainer):
         set_threads(1)
         torch.manual_seed(iteration.seed)
         device = self._device or best_device()
-        tokenizer, model = load_policy(self._base_dir, parent, device=device)
+        tokenizer, model = load_policy(self._base_dir, parent, device=device, targets=new_targets(self._settings.epochs))
         items, left_out = make_items(tokenizer, iteration.sequences)
         if not items:
             raise NothingToTrain(f"No sequence of iteration {iteration.step} can be trained: {dict(left_out)}.")
@@ -156,6 +156,11 @@ def optimizer_steps(packs: Sequence[Pack], settings: TrainingSettings) -> Iterat
             step = []
     if step:
         yield step
+
+
+def new_targets(epochs: int) -> tuple[str, ...]:
+    """Modules that the first version of a line adapts: more can learn more, but of one pass they make more depend on the seed."""
+    return ATTENTION if epochs == 1 else (*ATTENTION, *FEED_FORWARD)
 
 
 def of_generation(values: Sequence[float], generation: int) -> float:
