@@ -358,9 +358,10 @@ def load_policy(
     device: Device | None = None,
     targets: Sequence[str] = ATTENTION,
 ) -> tuple[Any, Any]:
-    """Load tokenizer and base with the parent's adapter, or a new neutral one of ``targets``, in float32 whatever the base's precision.
+    """Load tokenizer and base with the parent's adapter, or with a new neutral one that adapts the modules ``targets``.
 
-    In bfloat16 most steps would be rounded away, and the optimizer's second moments could not fall.
+    Adapters are in float32 whatever the base's precision. In bfloat16 most steps would be rounded away, and the optimizer's second moments
+    could not fall.
 
     Raises CheckpointError: the parent is damaged, is kept by a service, or does not fit the base.
     """

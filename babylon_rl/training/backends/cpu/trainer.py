@@ -159,7 +159,10 @@ def optimizer_steps(packs: Sequence[Pack], settings: TrainingSettings) -> Iterat
 
 
 def new_targets(epochs: int) -> tuple[str, ...]:
-    """Modules that the first version of a line adapts: more can learn more, but of one pass they make more depend on the seed."""
+    """Modules that a new adapter changes.
+
+    More of them learn more in several passes; after one pass the result depends more on the seed.
+    """
     return ATTENTION if epochs == 1 else (*ATTENTION, *FEED_FORWARD)
 
 
@@ -169,7 +172,7 @@ def of_generation(values: Sequence[float], generation: int) -> float:
 
 
 def within_reach(done: float, kl: float) -> float:
-    """Share of the planned rate at which the steps that are left end within the trust region, 1 where they do anyway.
+    """Share of the planned rate, at most 1, that keeps the steps that are left within the trust region.
 
     The KL grows with the square of the way, and the way with the rates of the steps. So this is the share of the way to the bound that is
     left, over the share of the planned rates that is left: the last data count too, whatever the game's scores move.
