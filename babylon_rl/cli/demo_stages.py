@@ -4,7 +4,7 @@ import json
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,7 +291,8 @@ def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) 
 def standings(state: Demo, versions: Sequence[str], deployed: str) -> list[dict[str, Any]]:
     """Base, ``versions`` and all scripts in the markets of the gate's first analysis; scripts also at the stake of ``deployed``.
 
-    Returns rows of the report, with every market's P&L. Stored results are not played again. Improvements are over the base.
+    Returns rows of the report, with P&L and expected dollars of every market (``pnls``, ``expecteds``, None where decisions are not at
+    hand). Stored results are not played again. Improvements are over the base.
     """
     snapshots = benchmark_snapshots(state.settings.benchmark_markets, state.game)
     with state.database.connect() as connection, progress_of_parts("   ") as tell:
@@ -299,4 +300,11 @@ def standings(state: Demo, versions: Sequence[str], deployed: str) -> list[dict[
         played = models_played(connection, state.settings, names, snapshots, lambda _: None, "version", state.serving, tell)
     staked = scripts_at_stake(snapshots, played[deployed if deployed in versions else versions[-1]][1]) if versions else {}
     compared = compare(played | script_rows(snapshots) | staked, None, BASE, game=state.game)
-    return [row.document | {"pnls": [round(usd, 4) for usd in row.pnls_usd], "errors": row.errors} for row in compared.rows]
+    return [
+        row.document | {"pnls": _rounded(row.pnls_usd), "expecteds": _rounded(row.expecteds_usd), "errors": row.errors}
+        for row in compared.rows
+    ]
+
+
+def _rounded(dollars: Iterable[float] | None) -> list[float] | None:
+    return None if dollars is None else [round(float(usd), 4) for usd in dollars]

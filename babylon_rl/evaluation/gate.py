@@ -88,15 +88,19 @@ class PlayerRow(Generic[R]):
         return mean_over_snapshots((snapshot, value_of(run)) for (snapshot, _, _), run in self.runs.items())
 
     @cached_property
+    def expecteds_usd(self) -> Floats | None:
+        """Expected dollars of its decisions in each market; None where decisions are not at hand."""
+        return self._by_snapshot(lambda run: run.expected_usd)
+
+    @cached_property
     def expected(self) -> Interval | None:
         """Expected dollars of its decisions in a market; None where decisions are not at hand."""
-        own = self._by_snapshot(lambda run: run.expected_usd)
-        return None if own is None else mean_interval(own)
+        return None if self.expecteds_usd is None else mean_interval(self.expecteds_usd)
 
     @cached_property
     def of_ceiling(self) -> Interval | None:
         """Expected dollars over those of the best play in the same markets; None where decisions are not at hand."""
-        own, best = self._by_snapshot(lambda run: run.expected_usd), self._by_snapshot(lambda run: run.ceiling_usd)
+        own, best = self.expecteds_usd, self._by_snapshot(lambda run: run.ceiling_usd)
         return mean_interval(linearised(own, best)) if own is not None and best is not None and any(best) else None
 
     def _by_snapshot(self, value_of: Callable[[R], float | None]) -> Floats | None:

@@ -11,6 +11,8 @@ from babylon_rl.market.simulation.agents import STAKE_USD
 from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.reporting.numbers import Column, legend, markdown_rows, markdown_table
 from benchmarks.evidence.results import (
+    EXPECTEDS,
+    PNLS,
     Document,
     OverSeeds,
     Point,
@@ -156,9 +158,10 @@ def _released(results: Sequence[Document]) -> str:
     near = sum((row.get("ofCeiling") or 0.0) >= NEAR for row in last.values())
     lines = [f"* The last released version stands at {_percent(NEAR)} of the ceiling or more with {near} of {len(results)} seeds."]
     for name, scripted in _rivals(results).items():
-        found = over_seeds({seed: (row, scripted[seed]) for seed, row in last.items() if seed in scripted})
-        above = f"above it with {sum(one.mean > 0 for one in found.each.values())} of {len(found.each)} seeds"
-        lines.append(f"* Over {name}: {_interval(found.markets)} over markets, {_ends(found.seeds)} over seeds; {above}.")
+        pairs = {seed: (row, scripted[seed]) for seed, row in last.items() if seed in scripted}
+        lines.append(f"* Over {name}: {_over_all(pairs, PNLS)}.")
+        if all(row.get(EXPECTEDS) for pair in pairs.values() for row in pair):
+            lines[-1] += f" Expected: {_over_all(pairs, EXPECTEDS)}."
     compared = [
         (point, difference(point.row, parent))
         for result in results
@@ -176,6 +179,13 @@ def _released(results: Sequence[Document]) -> str:
     lines.append(f"* Not released: {', '.join(refused) or 'none'}.")
     lines += [f"* Seed {result['seed']}: {one['warning']}" for result in results for one in result["generations"] if one.get("warning")]
     return "\n".join(lines)
+
+
+def _over_all(pairs: Mapping[int, tuple[Document, Document]], of: str) -> str:
+    """A difference over all seeds with both intervals, and how many seeds are above 0."""
+    found = over_seeds(pairs, of)
+    above = sum(one.mean > 0 for one in found.each.values())
+    return f"{_interval(found.markets)} over markets, {_ends(found.seeds)} over seeds; above it with {above} of {len(found.each)} seeds"
 
 
 def _rivals(results: Sequence[Document]) -> dict[str, dict[int, Document]]:

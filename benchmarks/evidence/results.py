@@ -13,6 +13,7 @@ from babylon_rl.market.simulation.strategies import NAMES
 
 Document = dict[str, Any]
 BASE, STRATEGY = "base", "strategy"
+PNLS, EXPECTEDS = "pnls", "expecteds"  # of a row: dollars of every market
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,9 @@ def parent_of(result: Document, point: Point) -> Document | None:
     return next((row for row in result["standings"] if row["model"] == name), None)
 
 
-def difference(ours: Document, theirs: Document) -> Interval:
-    """Paired difference in dollars an hour, with a 95 % interval over markets."""
-    return paired_interval(ours["pnls"], theirs["pnls"])
+def difference(ours: Document, theirs: Document, of: str = PNLS) -> Interval:
+    """Paired difference of P&L or of expected dollars an hour, with a 95 % interval over markets."""
+    return paired_interval(ours[of], theirs[of])
 
 
 def spread(ours: Document, theirs: Document) -> Spread:
@@ -129,9 +130,9 @@ def spread(ours: Document, theirs: Document) -> Spread:
     return spread_of(np.subtract(ours["pnls"], theirs["pnls"]))
 
 
-def over_seeds(pairs: Mapping[int, tuple[Document, Document]]) -> OverSeeds:
+def over_seeds(pairs: Mapping[int, tuple[Document, Document]], of: str = PNLS) -> OverSeeds:
     """Combined differences of several seeds (seed -> ours and theirs), with 95 % intervals."""
-    each = {seed: difference(ours, theirs) for seed, (ours, theirs) in pairs.items()}
+    each = {seed: difference(ours, theirs, of) for seed, (ours, theirs) in pairs.items()}
     # Averaged over seeds in each market: the draws of this interval are markets.
-    ours, theirs = (np.mean([pair[side]["pnls"] for pair in pairs.values()], axis=0) for side in (0, 1))
+    ours, theirs = (np.mean([pair[side][of] for pair in pairs.values()], axis=0) for side in (0, 1))
     return OverSeeds(each, paired_interval(ours, theirs), mean_interval([found.mean for found in each.values()]))
