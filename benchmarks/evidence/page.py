@@ -99,6 +99,7 @@ def page(
         asked += f" --begin {first[0]}:{first[1]}"
         other = f"The first {first[1]} generations play {first[0]}, in the gate too; in the tables all play {game}.\n"
     minutes = max(result["processorSeconds"] for result in results) / 60
+    seeds = "one seed" if len(results) == 1 else f"each of {len(results)} seeds"
     without = [_failure(point) for result in results for point in points(result)[1:] if point.row is None]
     unusable = sum(row["invalid"] for result in results for row in result["standings"])
     made_at = dict.fromkeys(commit for result in results for name in ("begunAt", "commit") if (commit := result.get(name)))
@@ -108,7 +109,7 @@ def page(
     return f"""# Evidence in the game {game}
 
 Made by `python -m benchmarks.evidence --game {game}{asked}`{at}: {generations} generations
-with each of {len(results)} seeds, up to {minutes:.0f} minutes of processor time a seed{with_numbers}.
+with {seeds}, up to {minutes:.0f} minutes of processor time a seed{with_numbers}.
 In each generation agents play {results[0]["windows"]} new hours, the hours are judged, a version is trained from the newest one
 that the gate did not refuse (at first from the base), and it plays the benchmark.
 {other}
@@ -182,8 +183,10 @@ def _released(results: Sequence[Document]) -> str:
 
 
 def _over_all(pairs: Mapping[int, tuple[Document, Document]], of: str) -> str:
-    """A difference over all seeds with both intervals, and how many seeds are above 0."""
+    """A difference over all seeds with both intervals, and how many seeds are above 0; one seed has no interval over seeds."""
     found = over_seeds(pairs, of)
+    if len(found.each) == 1:
+        return f"{_interval(found.markets)} over markets"
     above = sum(one.mean > 0 for one in found.each.values())
     return f"{_interval(found.markets)} over markets, {_ends(found.seeds)} over seeds; above it with {above} of {len(found.each)} seeds"
 
