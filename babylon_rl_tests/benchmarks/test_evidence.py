@@ -111,6 +111,7 @@ def test_released_versions_stand_beside_ceiling_scripts_parents_and_a_loop_witho
     assert "* The last released version stands at 90 % of the ceiling or more with 0 of 4 seeds." in text, "180 of 300"
     over = r"[+-]\d+ \([+-]\d+ to [+-]\d+\) over markets, [+-]\d+ to [+-]\d+ over seeds; above it with 4 of 4 seeds\."
     assert re.search(rf"\* Over conservative: {over} Expected: {over}\n", text)
+    assert "* At most, by the best play from the prompt, over contrarian: +150 (+150 to +150), expected +165 (+165 to +165).\n" in text
     assert "* Of 9 released versions 0 are worse than their parent beyond the interval." in text
     assert "* Not released: seed 2, generation 3 (fail, 24), seed 3, generation 2 (fail, 24)." in text
     assert "| 2 | v1.0.1, +122 (+82 to +162) | +117 | 41 % (36 % to 46 %) | v1.0.2, +182" in text

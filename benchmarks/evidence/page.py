@@ -158,11 +158,15 @@ def _released(results: Sequence[Document]) -> str:
         return "No version was released."
     near = sum((row.get("ofCeiling") or 0.0) >= NEAR for row in last.values())
     lines = [f"* The last released version stands at {_percent(NEAR)} of the ceiling or more with {near} of {len(results)} seeds."]
-    for name, scripted in _rivals(results).items():
+    rivals = _rivals(results)
+    for name, scripted in rivals.items():
         pairs = {seed: (row, scripted[seed]) for seed, row in last.items() if seed in scripted}
         lines.append(f"* Over {name}: {_over_all(pairs, PNLS)}.")
-        if all(row.get(EXPECTEDS) for pair in pairs.values() for row in pair):
+        if _have_expecteds(row for pair in pairs.values() for row in pair):
             lines[-1] += f" Expected: {_over_all(pairs, EXPECTEDS)}."
+    teachers = [scripted[min(last)] for name, scripted in rivals.items() if name in STRATEGIES and min(last) in scripted]
+    if teachers and (best := ceiling(results)) is not None:
+        lines.append(_ceiling_over(best, max(teachers, key=lambda row: row["pnl"])))
     compared = [
         (point, difference(point.row, parent))
         for result in results
@@ -180,6 +184,16 @@ def _released(results: Sequence[Document]) -> str:
     lines.append(f"* Not released: {', '.join(refused) or 'none'}.")
     lines += [f"* Seed {result['seed']}: {one['warning']}" for result in results for one in result["generations"] if one.get("warning")]
     return "\n".join(lines)
+
+
+def _have_expecteds(rows: Iterable[Document]) -> bool:
+    return all(row.get(EXPECTEDS) for row in rows)
+
+
+def _ceiling_over(best: Document, teacher: Document) -> str:
+    """The most that can be shown over the best script in these markets."""
+    expected = f", expected {_interval(difference(best, teacher, EXPECTEDS))}" if _have_expecteds((best, teacher)) else ""
+    return f"* At most, by the best play from the prompt, over {teacher['model']}: {_interval(difference(best, teacher))}{expected}."
 
 
 def _over_all(pairs: Mapping[int, tuple[Document, Document]], of: str) -> str:
