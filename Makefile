@@ -73,7 +73,7 @@ docs: setup ## The docs with their generated reference as a site: build/docs/ind
 	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(RUN)mkdocs build --strict --quiet
 	@echo "docs: build/docs/index.html"
 
-evidence: setup ## Make the runs behind docs/evidence again: ten seeds, five generations, two games (resumable; about 15 hours on 2 cores with AVX512-BF16)
+evidence: setup ## Make the runs behind docs/evidence again: ten seeds, five generations, two games (resumable; about 2 hours of processor time a seed and game, 20 hours on 2 cores with AVX512-BF16)
 	@$(RUN)python -m benchmarks.evidence --game posts
 	@$(RUN)python -m benchmarks.evidence --game amounts --begin posts:2
 

@@ -18,7 +18,7 @@ from babylon_rl.cli.demo_stages import player_after
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.benchmark import base_source
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
-from babylon_rl.market.simulation.games import POSTS
+from babylon_rl.market.simulation.games import AMOUNTS, POSTS
 from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.settings import load_settings
 from babylon_rl.store.benchmarks import Errors, read_results
@@ -287,6 +287,27 @@ def test_finished_seeds_are_read_and_nothing_is_played(packaged_base: Path, tmp_
 @pytest.mark.parametrize(("seeds", "cores", "at_once"), [(3, 2, 3), (4, 2, 2), (12, 2, 3), (3, 16, 3), (1, 2, 1), (2, 1, 2)])
 def test_seeds_side_by_side_leave_no_core_idle_in_a_last_round(seeds: int, cores: int, at_once: int) -> None:
     assert evidence.side_by_side(seeds, cores) == at_once
+
+
+def test_a_seed_that_begins_with_posts_goes_on_from_what_posts_kept(tmp_path: Path) -> None:
+    begin = evidence.Beginning(POSTS, 2)
+    posts, amounts = (tmp_path / evidence.run_name(*run) / "seed-0" for run in ((POSTS, 5, 24), (AMOUNTS, 5, 24, begin)))
+    evidence.begin_from_kept(amounts, begin, 5, 24)
+    assert not amounts.exists(), "posts kept nothing, so it plays both generations itself"
+    (posts / "checkpoints").mkdir(parents=True)
+    (posts / "demo.log").write_text("generation 2\n")
+    kept = evidence.kept_copy(posts, 2)
+    interrupted = kept.with_name(f".{kept.name}")
+    interrupted.mkdir()
+    (interrupted / "half.txt").touch()
+    evidence.copy_state(posts, kept)
+    (posts / "demo.log").write_text("generation 2\ngeneration 3\n")
+    evidence.begin_from_kept(amounts, begin, 5, 24)
+    assert {path.name for path in amounts.iterdir()} == {"checkpoints", "demo.log"} and not interrupted.exists()
+    assert (amounts / "demo.log").read_text() == "generation 2\n"
+    (amounts / "demo.log").write_text("its own\n")
+    evidence.begin_from_kept(amounts, begin, 5, 24)
+    assert (amounts / "demo.log").read_text() == "its own\n", "once"
 
 
 @pytest.mark.long

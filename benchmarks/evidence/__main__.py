@@ -42,14 +42,16 @@ from babylon_rl.store.benchmarks import MarketResult, write_results
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
 from babylon_rl.store.migrate import migrate
+from babylon_rl.store.recording import simulated_hours
 from babylon_rl.store.releases import BASE
-from babylon_rl.windows import utc_now
+from babylon_rl.windows import HOUR, utc_now, window_start
 from benchmarks.evidence.page import GENERATIONS, page, table
 from benchmarks.evidence.pictures import learning_curve, players
 from benchmarks.evidence.results import Document, goes_on_otherwise, require_comparable
 
 LOG, BEGUN_AT = "demo.log", "commit"
 UNGATED = "-without-gate"
+KEPT_GENERATIONS = 2  # of posts, before amounts
 PAGE, PLAYERS, CURVE, RESULTS = "evidence.md", "evidence.png", "evidence-learning.png", "evidence.jsonl"
 # Of the demo's document: paths of one machine, and rows that its standings have too.
 _LEFT_OUT = {"checkpoint", "plot", "rows"}
@@ -76,8 +78,7 @@ def evidence(
     if setting_sources(Settings)["database_url"] == ENV_FILE:
         raise UsageError(f"DATABASE_URL stands in {ENV_FILE}: each seed needs a database of its own. Take it out for this command.")
     base = base_model_dir(settings)
-    after = "" if begin is None else f"-after-{begin.generations}-of-{begin.game.name}"
-    root = settings.home / "evidence" / f"{game.name}{after}-{generations}-generations-of-{windows}-hours"
+    root = settings.home / "evidence" / run_name(game, generations, windows, begin)
     out.mkdir(parents=True, exist_ok=True)
     page_name, players_name, curve_name, results_name = (
         name.replace("evidence", f"evidence-{game.name}", 1) for name in (PAGE, PLAYERS, CURVE, RESULTS)
@@ -94,6 +95,12 @@ def evidence(
     first = None if begin is None else (begin.game.name, begin.generations)
     (out / page_name).write_text(page(results, players_name, curve_name, game.name, ungated, first), encoding="utf-8")
     return {"seeds": results, "withoutGate": list(ungated.values()), "page": str(out / page_name)}
+
+
+def run_name(game: Game, generations: int, windows: int, begin: Beginning | None = None) -> str:
+    """Name of a run's directory, and of its results."""
+    after = "" if begin is None else f"-after-{begin.generations}-of-{begin.game.name}"
+    return f"{game.name}{after}-{generations}-generations-of-{windows}-hours"
 
 
 class Finished:
@@ -211,18 +218,28 @@ def run_seed(
     directory: Path, seed: int, *, finished: Finished, base: Path, played: Sequence[BasePlay], generations: int, windows: int, game: Game,
     begin: Beginning | None = None,
 ) -> None:  # fmt: skip
-    """Run the demo of a seed to its end, and add its result; the directory's name says whether without the gate."""
+    """Run the demo of a seed to its end, and add its result; the directory's name says whether without the gate.
+
+    In POSTS a copy of the directory is kept after KEPT_GENERATIONS, and a seed that begins with them goes on from it.
+    """
+    if begin is not None:
+        begin_from_kept(directory, begin, generations, windows)
     log = directory / LOG
     say(f"{directory.name}: {log} says how far it is")
     # Its gate and its confirmation find what the base played, and play the rest.
     with _database(_settings(directory, base)) as connection:
         for one in played:
             write_results(connection, BASE, one.identity, one.fingerprints, one.results, utc_now())
+        hours = simulated_hours(connection, seed)
     if not (begun_at := directory / BEGUN_AT).exists():
         begun_at.write_text(_commit())
     # With its decisions, from which its expected dollars are computed.
     shutil.copytree(runs_directory(directory.with_name(BASE), BASE), runs_directory(directory, BASE), dirs_exist_ok=True)
     courses = [(game, generations)] if begin is None else [(begin.game, begin.generations), (game, generations)]
+    # A state that has gone further, as of an earlier version of this program, is no beginning.
+    further = bool(hours) and window_start(hours[-1]) >= window_start(hours[0]) + KEPT_GENERATIONS * (windows + 1) * HOUR
+    if game == POSTS and generations > KEPT_GENERATIONS and not further:
+        courses.insert(0, (game, KEPT_GENERATIONS))
     own = {"BABYLON_RL_HOME": str(directory), "DATABASE_URL": "", "DIRECT_DATABASE_URL": ""}
     printed = directory / "result.printed"
     for played_game, last in courses:
@@ -233,10 +250,33 @@ def run_seed(
             status = run_child([sys.executable, "-m", "babylon_rl", "demo", *arguments], own, directory, stdout=file, stderr=said)
         if status != 0:
             raise TrainingError(f"The demo with seed {seed} ended with status {status}; {log} says why. Run the command again to go on.")
+        if begin is None and last < generations and not (kept := kept_copy(directory, last)).is_dir():
+            copy_state(directory, kept)
     finished.add(
         directory.name, json.loads(printed.read_text()) | _spent(directory, directory.with_name(BASE)) | {"begunAt": begun_at.read_text()}
     )
     say(f"{directory.name}: finished")
+
+
+def begin_from_kept(directory: Path, begin: Beginning, generations: int, windows: int) -> None:
+    """Let a seed that is not begun go on from what the run of ``begin.game`` kept of it, where there is such a copy."""
+    played = directory.parent.with_name(run_name(begin.game, generations, windows)) / directory.name
+    if not (directory / LOG).exists() and (kept := kept_copy(played, begin.generations)).is_dir():
+        copy_state(kept, directory)
+
+
+def kept_copy(directory: Path, generations: int) -> Path:
+    return directory.with_name(f"{directory.name}-after-{generations}")
+
+
+def copy_state(state: Path, to: Path) -> None:
+    """Copy a state directory that nothing uses, whole or not at all."""
+    partial = to.with_name(f".{to.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    # Owners too: where root runs this, the embedded database belongs to another user.
+    subprocess.run(["cp", "-a", str(state), str(partial)], check=True)
+    partial.rename(to)
 
 
 def _settings(directory: Path, base: Path) -> Settings:
