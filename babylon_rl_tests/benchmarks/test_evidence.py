@@ -18,7 +18,7 @@ from babylon_rl.cli.demo_stages import player_after
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.benchmark import base_source
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
-from babylon_rl.market.simulation.games import AMOUNTS, POSTS
+from babylon_rl.market.simulation.games import AMOUNTS, POSTS, Game
 from babylon_rl.market.simulation.strategies import NAMES
 from babylon_rl.settings import load_settings
 from babylon_rl.store.benchmarks import Errors, read_results
@@ -289,25 +289,33 @@ def test_seeds_side_by_side_leave_no_core_idle_in_a_last_round(seeds: int, cores
     assert evidence.side_by_side(seeds, cores) == at_once
 
 
-def test_a_seed_that_begins_with_posts_goes_on_from_what_posts_kept(tmp_path: Path) -> None:
+def test_runs_that_begin_alike_go_on_from_what_posts_kept(tmp_path: Path) -> None:
     begin = evidence.Beginning(POSTS, 2)
     posts, amounts = (tmp_path / evidence.run_name(*run) / "seed-0" for run in ((POSTS, 5, 24), (AMOUNTS, 5, 24, begin)))
-    evidence.begin_from_kept(amounts, begin, 5, 24)
-    assert not amounts.exists(), "posts kept nothing, so it plays both generations itself"
-    (posts / "checkpoints").mkdir(parents=True)
-    (posts / "demo.log").write_text("generation 2\n")
-    kept = evidence.kept_copy(posts, 2)
-    interrupted = kept.with_name(f".{kept.name}")
+    finished = evidence.Finished(tmp_path / "evidence.jsonl", posts.parent.name)
+    for name, one in (("seed-0", result(0)), ("seed-1", result(1, refused=2))):
+        finished.add(name, one)
+
+    def found(seed: Path, game: Game, after: evidence.Beginning | None = None) -> Path | None:
+        return evidence.beginning_of(seed, finished, game, after, 5, 24)
+
+    assert found(amounts, AMOUNTS, begin) is None, "posts kept nothing, so it plays both generations itself"
+    kept = [evidence.kept_copy(posts.with_name(name), 2) for name in ("seed-0", "seed-1")]
+    for each in kept:
+        each.mkdir(parents=True)
+    assert found(amounts, AMOUNTS, begin) == kept[0] and found(posts, POSTS) is None
+    assert found(posts.with_name("seed-0-without-gate"), POSTS) == kept[0]
+    assert found(amounts.with_name("seed-0-without-gate"), AMOUNTS, begin) == kept[0]
+    assert found(posts.with_name("seed-1-without-gate"), POSTS) is None, "the gate refused its second version"
+
+
+def test_a_state_is_copied_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "seed-0" / "checkpoints").mkdir(parents=True)
+    interrupted = tmp_path / ".seed-0-after-2"
     interrupted.mkdir()
     (interrupted / "half.txt").touch()
-    evidence.copy_state(posts, kept)
-    (posts / "demo.log").write_text("generation 2\ngeneration 3\n")
-    evidence.begin_from_kept(amounts, begin, 5, 24)
-    assert {path.name for path in amounts.iterdir()} == {"checkpoints", "demo.log"} and not interrupted.exists()
-    assert (amounts / "demo.log").read_text() == "generation 2\n"
-    (amounts / "demo.log").write_text("its own\n")
-    evidence.begin_from_kept(amounts, begin, 5, 24)
-    assert (amounts / "demo.log").read_text() == "its own\n", "once"
+    evidence.copy_state(tmp_path / "seed-0", tmp_path / "seed-0-after-2")
+    assert [path.name for path in (tmp_path / "seed-0-after-2").iterdir()] == ["checkpoints"] and not interrupted.exists()
 
 
 @pytest.mark.long

@@ -220,11 +220,11 @@ def run_seed(
 ) -> None:  # fmt: skip
     """Run the demo of a seed to its end, and add its result; the directory's name says whether without the gate.
 
-    In POSTS a copy of the directory is kept after KEPT_GENERATIONS, and a seed that begins with them goes on from it.
+    In POSTS a copy of the directory is kept after KEPT_GENERATIONS, and other runs that begin alike go on from it.
     """
-    if begin is not None:
-        begin_from_kept(directory, begin, generations, windows)
     log = directory / LOG
+    if not log.exists() and (kept := beginning_of(directory, finished, game, begin, generations, windows)) is not None:
+        copy_state(kept, directory)
     say(f"{directory.name}: {log} says how far it is")
     # Its gate and its confirmation find what the base played, and play the rest.
     with _database(_settings(directory, base)) as connection:
@@ -238,31 +238,41 @@ def run_seed(
     courses = [(game, generations)] if begin is None else [(begin.game, begin.generations), (game, generations)]
     # A state that has gone further, as of an earlier version of this program, is no beginning.
     further = bool(hours) and window_start(hours[-1]) >= window_start(hours[0]) + KEPT_GENERATIONS * (windows + 1) * HOUR
-    if game == POSTS and generations > KEPT_GENERATIONS and not further:
+    gated = not directory.name.endswith(UNGATED)
+    keeps = game == POSTS and begin is None and gated and generations > KEPT_GENERATIONS and not further
+    if keeps:
         courses.insert(0, (game, KEPT_GENERATIONS))
     own = {"BABYLON_RL_HOME": str(directory), "DATABASE_URL": "", "DIRECT_DATABASE_URL": ""}
     printed = directory / "result.printed"
     for played_game, last in courses:
         arguments = ["--seed", str(seed), "--generations", str(last), "--windows", str(windows), "--game", played_game.name, "--json"]
-        if directory.name.endswith(UNGATED):
+        if not gated:
             arguments.append("--no-gate")
         with printed.open("wb") as file, log.open("ab") as said:
             status = run_child([sys.executable, "-m", "babylon_rl", "demo", *arguments], own, directory, stdout=file, stderr=said)
         if status != 0:
             raise TrainingError(f"The demo with seed {seed} ended with status {status}; {log} says why. Run the command again to go on.")
-        if begin is None and last < generations and not (kept := kept_copy(directory, last)).is_dir():
-            copy_state(directory, kept)
+        if keeps and last == KEPT_GENERATIONS and not (own_copy := kept_copy(directory, last)).is_dir():
+            copy_state(directory, own_copy)
     finished.add(
         directory.name, json.loads(printed.read_text()) | _spent(directory, directory.with_name(BASE)) | {"begunAt": begun_at.read_text()}
     )
     say(f"{directory.name}: finished")
 
 
-def begin_from_kept(directory: Path, begin: Beginning, generations: int, windows: int) -> None:
-    """Let a seed that is not begun go on from what the run of ``begin.game`` kept of it, where there is such a copy."""
-    played = directory.parent.with_name(run_name(begin.game, generations, windows)) / directory.name
-    if not (directory / LOG).exists() and (kept := kept_copy(played, begin.generations)).is_dir():
-        copy_state(kept, directory)
+def beginning_of(directory: Path, finished: Finished, game: Game, begin: Beginning | None, generations: int, windows: int) -> Path | None:
+    """The copy of a state that a seed can go on from: the same generations of the same seed, by the run of posts; None without one.
+
+    A seed without the gate begins like the one with it where that one's first versions were all released.
+    """
+    name = directory.name.removesuffix(UNGATED)
+    first = begin or Beginning(game, KEPT_GENERATIONS)
+    if name == directory.name:
+        alike = begin is not None
+    else:
+        alike = all(one["released"] for one in finished.read()[name]["generations"][: first.generations])
+    kept = kept_copy(directory.parent.with_name(run_name(first.game, generations, windows)) / name, first.generations)
+    return kept if alike and kept.is_dir() else None
 
 
 def kept_copy(directory: Path, generations: int) -> Path:
