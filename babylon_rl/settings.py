@@ -203,7 +203,7 @@ class TrainingSettings(SettingsGroup):
     gradient_accumulation_steps: int = Field(
         2, gt=0, description="Device steps an optimizer step; on the CPU each of 3 packs of prompts, so 24 sequences or more by default."
     )
-    learning_rate: float | None = Field(None, gt=0, description="Unset: the backend's own (others 5e-6, CPU 3e-3, then 3e-4).")
+    learning_rate: float | None = Field(None, gt=0, description="Unset: CPU 3e-3, or 2e-3 with EPOCHS above 1, then 3e-4; others 5e-6.")
     warmup_steps: int = Field(3, ge=0, description="Optimizer steps of linear warm-up.")
     kl_penalty: float = Field(0.05, ge=0, description="Weight of the KL to the reference policy.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")

@@ -69,7 +69,9 @@ def train(
     min_agents: Annotated[int | None, typer.Option(min=1, help="Usable episodes that make an hour a group.")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Most resumable steps, each with a checkpoint.")] = None,
     lookback_hours: Annotated[int | None, typer.Option(min=1, help="Hours back from the newest complete one that holds rows.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Unset: the backend's own (others 5e-6, CPU 3e-3, then 3e-4).")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Unset: CPU 3e-3, or 2e-3 with EPOCHS above 1, then 3e-4; others 5e-6.")
+    ] = None,
     windows_per_iteration: Annotated[int | None, typer.Option(min=1, help="Most windows an iteration trains on.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the batch's hours, each in iterations of its own.")] = None,
     first: FromOption = None,

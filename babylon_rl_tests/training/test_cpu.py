@@ -32,7 +32,7 @@ from babylon_rl.training.backends.cpu.policy import (
 )  # fmt: skip
 from babylon_rl.training.backends.cpu.trainer import (
     ENTROPY_BONUSES,
-    LEARNING_RATES,
+    LEARNING_RATES_OF_ALL,
     OPTIMIZER_STATE,
     CpuTrainer,
     IterationRun,
@@ -116,7 +116,7 @@ def test_every_optimizer_step_is_told(cpu_settings: Settings, tmp_path: Path) ->
     assert [(one.iteration, one.step, one.steps) for one in told] == [(1, number, count) for number in range(1, count + 1)]
     assert {"entropy", "kl", "clipFraction", "gradientNorm", "learningRate", "tokensPerSecond"} == set(told[0].metrics)
     rates = [one.metrics["learningRate"] for one in told]
-    assert rates[0] == LEARNING_RATES[0] == CpuTrainer(cpu_settings).hyperparameters(1)["learning_rate"]
+    assert rates[0] == LEARNING_RATES_OF_ALL[0] == CpuTrainer(cpu_settings).hyperparameters(1)["learning_rate"]
     assert rates == sorted(rates, reverse=True) and rates[-1] < rates[0]
     assert told[-1].trainable_tokens == result.trainable_tokens
     assert result.metrics["optimizerSteps"] == count

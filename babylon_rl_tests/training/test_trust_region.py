@@ -26,6 +26,7 @@ from babylon_rl.training.backends.cpu.trainer import (
     FINAL_RATE_SHARE,
     KL_STEPS,
     LEARNING_RATES,
+    LEARNING_RATES_OF_ALL,
     CpuTrainer,
     of_generation,
     within_reach,
@@ -127,12 +128,14 @@ def test_a_step_back_is_the_same_bytes_with_any_number_of_threads(cpu_settings: 
 
 @pytest.mark.parametrize("generation", [1, 2, 3, 7])
 def test_rate_and_entropy_bonus_follow_from_the_generation(cpu_settings: Settings, parent: Path, tmp_path: Path, generation: int) -> None:
-    for name, given, expected in (("own", None, of_generation(LEARNING_RATES, generation)), ("set", 4e-4, 4e-4)):
+    rates = of_generation(LEARNING_RATES, generation), of_generation(LEARNING_RATES_OF_ALL, generation)
+    for name, epochs, given, expected in (("one pass", 1, None, rates[0]), ("two", 2, None, rates[1]), ("set", 1, 4e-4, 4e-4)):
         told: list[StepMetrics] = []
-        settings = cpu_settings.model_copy(update={"learning_rate": given})
+        settings = cpu_settings.model_copy(update={"learning_rate": given, "epochs": epochs})
         train(settings, tmp_path / name, make_lesson(1), parent if generation > 1 else None, generation=generation, told=told)
         assert told[0].metrics["learningRate"] == expected
     assert [of_generation(LEARNING_RATES, n) for n in (1, 2, 3, 7)] == [3e-3, 3e-4, 3e-4, 3e-4]
+    assert [of_generation(LEARNING_RATES_OF_ALL, n) for n in (1, 2)] == [2e-3, 3e-4]
     assert [of_generation(ENTROPY_BONUSES, n) for n in (1, 2, 7)] == [0.05, 0.03, 0.03]
 
 

@@ -64,6 +64,8 @@ from babylon_rl.training.backends.protocol import (
 
 # By generation, the last one for all later ones too: the most that a step may have, as the trust region allows it.
 LEARNING_RATES = (3e-3, 3e-4)
+# Of an adapter with feed-forward layers, which at a higher one may unlearn what it has begun to read.
+LEARNING_RATES_OF_ALL = (2e-3, 3e-4)
 # The first generation explores more, so that a base that holds on most prompts tries something else.
 ENTROPY_BONUSES = (0.05, 0.03)
 # In the first generation scripts play beside the base. 1: no answer of theirs is pushed down, which would teach to do nothing.
@@ -98,7 +100,7 @@ class CpuTrainer(Trainer):
 
     def hyperparameters(self, generation: int) -> dict[str, Any]:
         return {
-            "learning_rate": self._settings.learning_rate or of_generation(LEARNING_RATES, generation),
+            "learning_rate": rate_of(self._settings, generation),
             "final_rate_share": FINAL_RATE_SHARE, "optimizer": "AdamW",
             "entropy_bonus": of_generation(ENTROPY_BONUSES, generation), "ratio_limit": RATIO_LIMIT,
             "stale_probability": of_generation(STALE_PROBABILITIES, generation), "parent_bound": PARENT_BOUND,
@@ -166,6 +168,12 @@ def new_targets(epochs: int) -> tuple[str, ...]:
     return ATTENTION if epochs == 1 else (*ATTENTION, *FEED_FORWARD)
 
 
+def rate_of(settings: TrainingSettings, generation: int) -> float:
+    """The highest learning rate of a generation: LEARNING_RATE, or by what a new adapter changes."""
+    own = LEARNING_RATES if new_targets(settings.epochs) == ATTENTION else LEARNING_RATES_OF_ALL
+    return settings.learning_rate or of_generation(own, generation)
+
+
 def of_generation(values: Sequence[float], generation: int) -> float:
     """The value of a generation, from 1; of later ones than there are values, the last."""
     return values[min(generation, len(values)) - 1]
@@ -189,7 +197,7 @@ class IterationRun:
     ) -> None:  # fmt: skip
         self._at = at
         self._policy, self._items, self._iteration, self._settings = policy, items, iteration, settings
-        self._rate = settings.learning_rate or of_generation(LEARNING_RATES, iteration.generation)
+        self._rate = rate_of(settings, iteration.generation)
         self._parent: bounds.Parent | None = None
         self._kl_of_steps = deque[float](maxlen=KL_STEPS)
         self._optimizer = torch.optim.AdamW(policy.parameters.values(), lr=self._rate, weight_decay=0.0)
