@@ -289,10 +289,10 @@ def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) 
 
 
 def standings(state: Demo, versions: Sequence[str], deployed: str) -> list[dict[str, Any]]:
-    """Base, ``versions`` and all scripts in the markets of the gate's first analysis; scripts also at the stake of ``deployed``.
+    """Compare the base, ``versions`` and all scripts in the markets of the gate's first analysis.
 
-    Returns rows of the report, with P&L and expected dollars of every market (``pnls``, ``expecteds``, None where decisions are not at
-    hand). Stored results are not played again. Improvements are over the base.
+    Scripts play at the stake of ``deployed`` too. Returns rows of the report, with P&L and expected dollars of every market (``pnls``,
+    ``expecteds``, None where decisions are not at hand). Stored results are not played again. Improvements are over the base.
     """
     snapshots = benchmark_snapshots(state.settings.benchmark_markets, state.game)
     with state.database.connect() as connection, progress_of_parts("   ") as tell:

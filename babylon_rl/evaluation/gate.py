@@ -99,7 +99,7 @@ class PlayerRow(Generic[R]):
 
     @cached_property
     def of_ceiling(self) -> Interval | None:
-        """Expected dollars over those of the best play in the same markets; None where decisions are not at hand."""
+        """Share of the best play's expected dollars in the same markets; None where decisions are not at hand."""
         own, best = self.expecteds_usd, self._by_snapshot(lambda run: run.ceiling_usd)
         return mean_interval(linearised(own, best)) if own is not None and best is not None and any(best) else None
 

@@ -223,7 +223,8 @@ def run_seed(
     In POSTS a copy of the directory is kept after KEPT_GENERATIONS, and other runs that begin alike go on from it.
     """
     log = directory / LOG
-    if not log.exists() and (kept := beginning_of(directory, finished, game, begin, generations, windows)) is not None:
+    # A directory without a log was interrupted before its demo began, and goes on by itself.
+    if not directory.exists() and (kept := beginning_of(directory, finished, game, begin, generations, windows)) is not None:
         copy_state(kept, directory)
     say(f"{directory.name}: {log} says how far it is")
     # Its gate and its confirmation find what the base played, and play the rest.

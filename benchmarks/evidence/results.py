@@ -55,7 +55,7 @@ def require_comparable(results: Sequence[Document]) -> None:
     first = {row["model"]: row for row in results[0]["standings"]}
     for result in results[1:]:
         for row in result["standings"]:
-            if row["markets"] != first[BASE]["markets"] or (_same_for_all(row) and row["pnls"] != first[row["model"]]["pnls"]):
+            if row["markets"] != first[BASE]["markets"] or (_same_for_all(row) and row[PNLS] != first[row["model"]][PNLS]):
                 raise UsageError(
                     f"Seed {result['seed']} and seed {results[0]['seed']} were not played in the same markets ({row['model']}): "
                     "BENCHMARK_MARKETS or the market's code changed between them. Remove the older one's line from the file of results, "
@@ -127,7 +127,7 @@ def difference(ours: Document, theirs: Document, of: str = PNLS) -> Interval:
 
 def spread(ours: Document, theirs: Document) -> Spread:
     """Spread of the difference between markets."""
-    return spread_of(np.subtract(ours["pnls"], theirs["pnls"]))
+    return spread_of(np.subtract(ours[PNLS], theirs[PNLS]))
 
 
 def over_seeds(pairs: Mapping[int, tuple[Document, Document]], of: str = PNLS) -> OverSeeds:

@@ -180,7 +180,7 @@ def of_generation(values: Sequence[float], generation: int) -> float:
 
 
 def within_reach(done: float, kl: float) -> float:
-    """Share of the planned rate, at most 1, that keeps the steps that are left within the trust region.
+    """Share of the planned rate that keeps the remaining steps within the trust region; at most 1.
 
     The KL grows with the square of the way, and the way with the rates of the steps. So this is the share of the way to the bound that is
     left, over the share of the planned rates that is left: the last data count too, whatever the game's scores move.
