@@ -284,11 +284,6 @@ def test_finished_seeds_are_read_and_nothing_is_played(packaged_base: Path, tmp_
     }
 
 
-@pytest.mark.parametrize(("seeds", "cores", "at_once"), [(3, 2, 3), (4, 2, 2), (12, 2, 3), (3, 16, 3), (1, 2, 1), (2, 1, 2)])
-def test_seeds_side_by_side_leave_no_core_idle_in_a_last_round(seeds: int, cores: int, at_once: int) -> None:
-    assert evidence.side_by_side(seeds, cores) == at_once
-
-
 def test_runs_that_begin_alike_go_on_from_what_posts_kept(tmp_path: Path) -> None:
     begin = evidence.Beginning(POSTS, 2)
     posts, amounts = (tmp_path / evidence.run_name(*run) / "seed-0" for run in ((POSTS, 5, 24), (AMOUNTS, 5, 24, begin)))
