@@ -272,7 +272,7 @@ def end_trial(state: Demo, connection: Connection, trial: Rollout, guards: Seque
 
 
 def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) -> list[GuardDocument]:
-    """Play an hour with agents that ask the gateway, show the guards and return them. It also shows who answered them."""
+    """Play an hour with agents that ask the gateway, and return the guards. Shows them and who answered the agents."""
     if hour not in simulated_hours(connection, state.seed):
         connection.commit()
         request = SpawnRequest(RELEASE_AGENTS, RELEASE_AGENTS, 1, state.seed, start=hour, game=state.game)

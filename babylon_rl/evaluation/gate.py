@@ -212,7 +212,7 @@ class GateRow(PlayerRow[MarketResult]):
 
 
 def ends(name: str, interval: Interval | None) -> dict[str, float | None]:
-    """Mean and ends of an interval as ``name``, ``nameLow`` and ``nameHigh``; None for what is not known or lies at infinity."""
+    """Return mean, low and high end as ``name``, ``nameLow`` and ``nameHigh``; None for what is not known or infinite."""
     values = (None, None, None) if interval is None else (interval.mean, interval.low, interval.high)
     shown = (value if value is not None and math.isfinite(value) else None for value in values)
     return dict(zip((name, f"{name}Low", f"{name}High"), shown, strict=True))
@@ -434,10 +434,10 @@ def decide(comparison: Comparison, min_improvement: float = 0.0, kept: GateCheck
 
 
 def kept_check(version: str, ours: Values, parent: str, theirs: Values) -> GateCheck:
-    """Fail where the whole one-sided 95 % interval of a version's difference to its parent in fresh training hours lies below 0.
+    """Check that a version is not shown to be worse than its parent in fresh training hours.
 
-    A training may undo what its parent could do. ``ours`` and ``theirs`` are expected dollars by hour: prices' luck is out of them, so that
-    few hours show a step back.
+    It fails where the whole one-sided 95 % interval of their difference lies below 0: a training may undo what its parent could do.
+    ``ours`` and ``theirs`` are expected dollars by hour: prices' luck is out of them, so that few hours show a step back.
     """
     difference = paired_interval(ours, theirs, confidence=_ONE_SIDED)
     hours = f"{parent}; {difference.mean:+.1f} expected dollars an hour over {difference.count}"

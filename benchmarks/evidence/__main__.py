@@ -146,13 +146,14 @@ def _make(
         if own.name in earlier:
             say(f"{own.name}: finished earlier")
     if missing:
-        at_once = min(len(missing), at_once or usable_cores())
+        cores = usable_cores()
+        at_once = min(len(missing), at_once or cores)
         with handling(dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.default_int_handler)), ThreadPoolExecutor(at_once) as pool:
             games = dict.fromkeys([game] if begin is None else [begin.game, game])
             played = [base_play(next(iter(missing.values())).with_name(BASE), base, one) for one in games]
             run = partial(
                 run_seed, finished=finished, base=base, played=played, generations=generations, windows=windows, game=game, begin=begin,
-                threads=max(1, usable_cores() // at_once),
+                threads=max(1, cores // at_once),
             )  # fmt: skip
             runs = [pool.submit(run, own, seed) for seed, own in missing.items()]
             try:
@@ -232,7 +233,7 @@ def run_seed(
     # With its decisions, from which its expected dollars are computed.
     shutil.copytree(runs_directory(directory.with_name(BASE), BASE), runs_directory(directory, BASE), dirs_exist_ok=True)
     courses = [(game, generations)] if begin is None else [(begin.game, begin.generations), (game, generations)]
-    # A state that has gone further, as of an earlier version of this program, is no beginning.
+    # A state that has gone further is no beginning: a run that goes on has kept its copy.
     further = bool(hours) and window_start(hours[-1]) >= window_start(hours[0]) + KEPT_GENERATIONS * (windows + 1) * HOUR
     gated = not directory.name.endswith(UNGATED)
     keeps = game == POSTS and begin is None and gated and generations > KEPT_GENERATIONS and not further
