@@ -1,14 +1,14 @@
 """The cures of the trust region, each on and off: `python benchmarks/trust_region.py [--seeds N] [--generations N] [--arms ...]`.
 
 In memory, with the product's market, loss, trainer and bounds. All arms continue from one first generation (scripts and one agent of
-ours, credit by tick), or from --parent. A later one replays the legal answers to each prompt for their tick, weighed by the parent's
-probabilities. A refused version is not continued from; a version plays the gate's markets alone: dollars, dollars that its decisions can
-be expected to bring by the prompt, share of reports followed, mean stake of its orders, shares of decisions
-that hold and that close. Arm `on` has every cure, `off` none, `no-CURE` all but one:
+ours, credit by tick), or from --parent. A later one replays the legal answers to each prompt for their tick. A refused version is not
+continued from; a version plays the gate's markets alone: dollars, dollars that its decisions can be expected to bring by the prompt,
+share of reports followed, mean stake of its orders, shares of decisions that hold and that close. Arm `on` has every cure, `off` none,
+`no-CURE` all but one:
 
 * kl: trust region around the parent, and the bound of a kind of prompt
 * rate: by generation, else 3e-3 in each
-* guard: negative advantages of own answers count below STALE_PROBABILITY too
+* target: cross-entropy to the improved policy, else a policy gradient weighed by the parent's probabilities
 * scale: advantages divided by 0.12, else by each group's own deviation
 * entropy: a bonus of 0.03, else none
 
@@ -21,9 +21,9 @@ import json
 import math
 import random
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -56,14 +56,15 @@ from babylon_rl.models.scoring import EncodedSequence
 from babylon_rl.models.threads import set_threads
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.training.backends.cpu import PARENT_BOUND, TURNED_SHARE, bounds, trainer
-from babylon_rl.training.backends.cpu.answers import LEAST_PROBABILITY
-from babylon_rl.training.backends.cpu.loss import LossWeights, token_loss
+from babylon_rl.training.backends.cpu.answers import LEAST_TARGET, normalized, weighed
+from babylon_rl.training.backends.cpu.loss import LossWeights
 from babylon_rl.training.backends.cpu.policy import Group, Item, PackedPolicy, choices, grouped, load_policy, pack
 from babylon_rl.training.backends.protocol import TrainIteration
+from babylon_rl.types import NO_SPREAD
 from babylon_rl.versions import content_version
 
 FIRST = "first"  # generation 1 of all arms
-CURES = ("kl", "rate", "guard", "scale", "entropy")
+CURES = ("kl", "rate", "target", "scale", "entropy")
 ARMS = {FIRST: frozenset[str](), "on": frozenset[str](), "off": frozenset(CURES)} | {f"no-{cure}": frozenset({cure}) for cure in CURES}
 OWN = "own"
 MODEL = MarketModel()
@@ -71,21 +72,10 @@ KEPT = ("klParent", "stepBack", "turnedShare", "topActionShare", "kl", "entropy"
 
 
 @dataclass(frozen=True)
-class Row:
-    """An answer with its group, advantage and weight in it; ``served_t`` as in Item."""
-
-    group: tuple[int, int]
-    encoded: EncodedSequence
-    advantage: float
-    served_t: tuple[float, ...]
-    weight: float
-
-
-@dataclass(frozen=True)
 class Asked:
     """A decision of ours: its K legal answers with their tokens' log-probabilities, probabilities and choices, and the one taken.
 
-    ``usd_k`` are the answers' dollars over holding in the tick, empty where they were not asked for.
+    ``scores_k`` are the answers' scores over the futures of the tick, empty where they were not asked for.
     """
 
     hour: int
@@ -95,7 +85,7 @@ class Asked:
     probability_k: list[float]
     choice_k: list[Choice]
     taken: int
-    usd_k: list[float]
+    scores_k: list[float]
 
 
 class Player:
@@ -164,8 +154,8 @@ def play_hours(
             call = Call(OWN, prompts[place][0], texts[taken], game.prompt_version, prompts[place][1])
             decisions = {name: table.seats[name].decide(table.seen[name], lambda: 0.0) for name in scripts}
             own_k = {text: Decision(prompting.ordered(text, own, game)) for text in texts} if replayed else {}
-            usd_k = list(gains(table, decisions, OWN, own_k).values()) if replayed else []
-            asked.append(Asked(place, tick, list(legal[place].values()), logprobs_k, probability_k, choice_k, taken, usd_k))
+            scores_k = [fmean(map(tick_score, usd)) for usd in gains(table, decisions, OWN, own_k).values()] if replayed else []
+            asked.append(Asked(place, tick, list(legal[place].values()), logprobs_k, probability_k, choice_k, taken, scores_k))
             table.play(decisions | {OWN: Decision(prompting.ordered(texts[taken], own, game), call)})
     for table in rooms:
         table.look()
@@ -200,57 +190,64 @@ def held_dollars(hour: Scenario, record: AgentRecord) -> float:
     return course_usd(hour, WITH_POSITIONS, lambda seen: next(done))
 
 
-def first_rows(player: Player, asked: Sequence[Asked], records: Sequence[dict[str, AgentRecord]]) -> list[Row]:
+def first_items(player: Player, asked: Sequence[Asked], records: Sequence[dict[str, AgentRecord]]) -> list[Item]:
     """Answers of all agents, in groups of a tick scored by what each earned in it."""
-    ours, rows = {(one.hour, one.tick): one for one in asked}, list[Row]()
+    ours, items = {(one.hour, one.tick): one for one in asked}, list[Item]()
     for (hour, tick), own in ours.items():
         gained = {name: record.equity[tick + 1] - record.equity[tick] for name, record in records[hour].items()}
         scores = {name: tick_score(usd if abs(usd) > 1e-9 else 0.0) for name, usd in gained.items()}
         mean = fmean(scores.values())
+        group = list[Item]()
         for name, record in records[hour].items():
             encoded, served_t = own.encoded_k[own.taken], own.logprobs_k[own.taken]
             if name != OWN:
                 call = record.calls[tick]
                 encoded = player.legal(call.messages, call.response_format or {})[call.response]
                 served_t = (math.nan,) * len(encoded.response_ids)
-            rows.append(Row((hour, tick), encoded, (scores[name] - mean) / ADVANTAGE_SCALE, served_t, 1.0))
-    return rows
+            group.append(Item(encoded, (scores[name] - mean) / ADVANTAGE_SCALE, 1.0, served_t))
+        items += alike(group)
+    return at_unit_weight(items)
 
 
-def answer_rows(asked: Sequence[Asked], *, fixed_scale: bool) -> list[Row]:
-    """Every answer to each prompt, scored by its replay for the tick, relative to the mean over the policy."""
-    rows = []
+def answer_items(asked: Sequence[Asked], cures_off: frozenset[str]) -> list[Item]:
+    """Answers to each prompt by the scores of their replay for the tick."""
+    items = []
     for one in asked:
-        scores = [tick_score(usd) for usd in one.usd_k]
-        total = math.fsum(one.probability_k)
-        p_k = [probability / total for probability in one.probability_k]
-        mean = math.fsum(p * score for p, score in zip(p_k, scores, strict=True))
-        deviation = math.sqrt(math.fsum(p * (score - mean) ** 2 for p, score in zip(p_k, scores, strict=True)))
-        if deviation > 1e-6:  # else all answers earn the same
-            scale = ADVANTAGE_SCALE if fixed_scale else deviation
-            for encoded, score, logprobs_t, p in zip(one.encoded_k, scores, one.logprobs_k, p_k, strict=True):
-                if p >= LEAST_PROBABILITY:
-                    rows.append(Row((one.hour, one.tick), encoded, (score - mean) / scale, logprobs_t, p))
-    return rows
+        sums_k = [math.fsum(logprobs) for logprobs in one.logprobs_k]
+        p_k = normalized(sums_k)
+        mean = math.fsum(p * score for p, score in zip(p_k, one.scores_k, strict=True))
+        deviation = math.sqrt(math.fsum(p * (score - mean) ** 2 for p, score in zip(p_k, one.scores_k, strict=True)))
+        if deviation < NO_SPREAD:
+            continue
+        scale = deviation / ADVANTAGE_SCALE if "scale" in cures_off else 1.0
+        advantages_k = [(score - mean) / scale / ADVANTAGE_SCALE for score in one.scores_k]
+        group = [
+            Item(encoded, advantage, p, served_t, score=score / scale)
+            for encoded, advantage, p, served_t, score in zip(one.encoded_k, advantages_k, p_k, one.logprobs_k, one.scores_k, strict=True)
+        ]
+        if "target" in cures_off:
+            items += alike([item for item in group if item.token_weight >= LEAST_TARGET])
+        else:
+            plain = [replace(item, token_weight=1.0, served_t=(math.nan,) * len(item.served_t)) for item in group]
+            items += [item for item in weighed(plain, sums_k) if item.advantage]
+    return at_unit_weight(items)
 
 
-def items_of(rows: Sequence[Row]) -> list[Item]:
-    """Items in which every group weighs the same, as episodes do."""
-    tokens = defaultdict[tuple[int, int], float](float)
-    for row in rows:
-        tokens[row.group] += row.encoded.trainable_tokens * row.weight
-    scale = sum(row.encoded.trainable_tokens for row in rows) / len(tokens)
-    return [Item(row.encoded, row.advantage, scale * row.weight / tokens[row.group], row.served_t) for row in rows]
+def alike(group: Sequence[Item]) -> list[Item]:
+    """Items of a group that weighs as much as any other."""
+    tokens = math.fsum(item.encoded.trainable_tokens * item.token_weight for item in group)
+    return [replace(item, token_weight=item.token_weight / tokens) for item in group]
 
 
-def guarded_loss(logprobs_n: Any, entropy_n: Any, advantages_n: Any, served_n: Any, kl_n: Any, weights: LossWeights) -> Any:
-    """The loss with the guard of negative advantages on own answers too."""
-    stale_n = (advantages_n < 0) & (logprobs_n.detach().exp() < weights.stale_probability)
-    return token_loss(logprobs_n, entropy_n, advantages_n.masked_fill(stale_n, 0.0), served_n, kl_n, weights)
+def at_unit_weight(items: Sequence[Item]) -> list[Item]:
+    """Items whose tokens weigh 1 in the mean."""
+    tokens = sum(item.encoded.trainable_tokens for item in items)
+    scale = tokens / math.fsum(item.encoded.trainable_tokens * item.token_weight for item in items)
+    return [replace(item, token_weight=item.token_weight * scale) for item in items]
 
 
 def train(
-    settings: Settings, rows: Sequence[Row], parent: Path | None, out: Path, generation: int, cures_off: frozenset[str], seed: int
+    settings: Settings, items: Sequence[Item], parent: Path | None, out: Path, generation: int, cures_off: frozenset[str], seed: int
 ) -> Any:
     """Train a version as the product does, but for the cures that are off. Raises Diverged: it is refused."""
     rate = trainer.of_generation(trainer.LEARNING_RATES, 1 if "rate" in cures_off else generation)
@@ -260,11 +257,10 @@ def train(
     own = settings.model_copy(update={"learning_rate": rate})
     weights = LossWeights(bonus, settings.kl_penalty, trainer.of_generation(trainer.STALE_PROBABILITIES, generation))
     iteration = TrainIteration("lab", 1, (), seed, generation=generation)
-    run = trainer.IterationRun(PackedPolicy(model), items_of(rows), iteration, own, weights)
+    run = trainer.IterationRun(PackedPolicy(model), items, iteration, own, weights)
     # Without the cure both are measured all the same.
     trainer.PARENT_BOUND = bounds.PARENT_BOUND = math.inf if "kl" in cures_off else PARENT_BOUND  # type: ignore[attr-defined]
     bounds.TURNED_SHARE = math.inf if "kl" in cures_off else TURNED_SHARE  # type: ignore[attr-defined]
-    trainer.token_loss = guarded_loss if "guard" in cures_off else token_loss  # type: ignore[attr-defined]
     result = run.train(lambda _: None)
     out.mkdir(parents=True, exist_ok=True)
     with saving_weights(out):
@@ -309,12 +305,12 @@ def run_generation(
     player = Player(base, parent)
     scripts = strategies.STRATEGIES if generation == 1 else ()
     asked, records = play_hours(player, hours, scripts, f"{seed}/{generation}", game, replayed=generation > 1)
-    rows = first_rows(player, asked, records) if generation == 1 else answer_rows(asked, fixed_scale="scale" not in ARMS[arm])
+    items = first_items(player, asked, records) if generation == 1 else answer_items(asked, ARMS[arm])
     played_s = time.perf_counter() - began_s
-    line: dict[str, Any] = {"arm": arm, "seed": seed, "generation": generation, "answers": len(rows), "playSeconds": round(played_s)}
+    line: dict[str, Any] = {"arm": arm, "seed": seed, "generation": generation, "answers": len(items), "playSeconds": round(played_s)}
     out = given.out / f"{arm}-{seed}-{generation}"
     try:
-        line |= train(settings, rows, parent, out, generation, ARMS[arm], seed * 100 + generation)
+        line |= train(settings, items, parent, out, generation, ARMS[arm], seed * 100 + generation)
     except Diverged as refused:
         return line | {"refused": str(refused), "checkpoint": None if parent is None else str(parent)}
     line["trainSeconds"] = round(time.perf_counter() - began_s - played_s)

@@ -3,6 +3,7 @@
 The hour is played again with everybody's recorded answers. At a recorded call the exchange is copied once for each answer that the call's
 schema allows, and the tick is played in the copy with everybody else's recorded answers, in the recorded order of fills. An answer's
 dollars are over those of holding: what is open moves with every answer but the one that closes it, and counts by what closing would bring.
+So it is for each of several futures of the tick, with the same news and other noise: that of one is more than most answers can gain.
 
 A replay that differs from the record says nothing about the hour. Every prompt must be the recorded one to the byte, and every agent's P&L
 the recorded one to the digits that are kept; otherwise the hour is refused. Left out: what an answer brings after its
@@ -19,6 +20,7 @@ from babylon_rl.market.simulation import prompting
 from babylon_rl.market.simulation.actions import Action, Invalid
 from babylon_rl.market.simulation.agents import STAKE_USD, Decision, Mandate, order
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
+from babylon_rl.market.simulation.generation import future
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.run import GameTable
@@ -28,6 +30,7 @@ from babylon_rl.models.grammar import language
 from babylon_rl.types import SCRIPTED
 from babylon_rl.versions import seeded_share
 
+FUTURES = 8  # of a tick, the recorded one included
 MOST_ANSWERS = 64  # of a group, the recorded one included
 
 
@@ -53,16 +56,20 @@ class RecordedTurn:
 
 @dataclass(frozen=True, slots=True)
 class ReplayedCall:
-    """The answers to one recorded prompt, in the order of its schema, each with its dollars over holding in its tick."""
+    """The answers to one recorded prompt, in the order of its schema, each with its dollars over holding in each future of its tick."""
 
     trajectory_id: str
     call_id: str
     model_version: str | None
-    answers: tuple[tuple[str, float], ...]
+    answers: tuple[tuple[str, Sequence[float]], ...]
 
 
 def replay(
-    scenario: Scenario, seed: int, seats: Mapping[str, float], turns: Mapping[str, Sequence[RecordedTurn]], game: Game = ONE_TICK_GAME
+    scenario: Scenario,
+    seed: int,
+    seats: Mapping[str, float],
+    turns: Mapping[str, Sequence[RecordedTurn]],
+    game: Game = ONE_TICK_GAME,
 ) -> list[ReplayedCall]:
     """Play an hour again and return the answers to its calls that ask, by tick and seat.
 
@@ -109,21 +116,22 @@ class _Recorded:
         raise NotImplementedError("a recorded agent is given its actions")
 
 
-def gains(table: GameTable, actions: Mapping[str, Decision], agent: str, decisions: Mapping[str, Decision]) -> dict[str, float]:
-    """Dollars over holding of each decision that one agent could make in the tick of everybody's ``actions``, by the decisions' names."""
-    held = _brought(table, {**actions, agent: Decision(HOLD)}, agent)
-    return {name: _brought(table, {**actions, agent: decision}, agent) - held for name, decision in decisions.items()}
+def gains(table: GameTable, actions: Mapping[str, Decision], agent: str, decisions: Mapping[str, Decision]) -> dict[str, list[float]]:
+    """Dollars over holding of each decision that one agent could make in the tick of everybody's ``actions``, by the decisions' names.
 
-
-def _brought(table: GameTable, actions: Mapping[str, Decision], agent: str) -> float:
-    """Dollars of one agent in the tick of these actions."""
-    scenario = table.exchange.scenario
-    # The copy plays on alone; what never changes is shared.
-    shared = [scenario, table.exchange.model, table.newsroom, *scenario.assets, *scenario.questions, *table.seen.values()]
-    after = copy.deepcopy(table, {id(one): one for one in shared})
-    after.play(actions)
-    seat = after.seats[agent]
-    return seat.look(after.exchange, after.newsroom).equity - table.seats[agent].record.equity[-1]
+    One figure for each of FUTURES futures of the tick, the market's own first; a market that was not generated has no other.
+    """
+    scenario, gained = table.exchange.scenario, {name: list[float]() for name in decisions}
+    for number in range(1 if scenario.config is None else FUTURES):
+        other = future(scenario, table.exchange.tick, number)
+        # What never changes is shared by the copies, and in place of the market's own stocks and questions stand those of the future.
+        shared: dict[int, object] = {id(one): one for one in (scenario, table.exchange.model)}
+        shared |= {id(own): other.get(own.ticker, own) for own in scenario.assets}
+        shared |= {id(own): other.get(own.id, own) for own in scenario.questions}
+        held = table.usd(agent, {**actions, agent: Decision(HOLD)}, copy.deepcopy(table.exchange, dict(shared)))
+        for name, decision in decisions.items():
+            gained[name].append(table.usd(agent, {**actions, agent: decision}, copy.deepcopy(table.exchange, dict(shared))) - held)
+    return gained
 
 
 def _decided(turn: RecordedTurn, text: str, seen: Observation, game: Game) -> Decision:

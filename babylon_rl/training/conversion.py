@@ -240,7 +240,7 @@ def preflight_document(
     lost = Counter(NO_TOKEN if window in conversion.by_window else NO_SEQUENCE for window in windows - trained)
     often = Counter(window for windows in iterations for window in windows)
     baseline = [episode for episode in episodes if episode.contributes == BASELINE]
-    # The answers of a group get their log-probabilities before an iteration begins.
+    # The answers of a group need no recorded log-probabilities.
     shown = [(s.scripted, bool(s.group) or _has_token_logprobs(s), bool(s.group)) for s in recorded_calls(conversion.sequences)]
     number = len(shown)
     return {

@@ -1,8 +1,12 @@
-"""Answers that nobody played: an hour is replayed to the byte or not at all, and what was recorded brings what it brought."""
+"""Answers that nobody played: an hour is replayed to the byte or not at all, and what was recorded brings what it brought.
+
+In the market's own future, that is; what is kept are means over several.
+"""
 
 import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from statistics import pstdev
 
 import pytest
 
@@ -44,6 +48,12 @@ def synced(connection: Connection, settings: Settings, windows: list[str] = HOUR
     return sync_answer_groups(connection, windows, settings, NOW)
 
 
+@pytest.fixture
+def own_future(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "FUTURES", 1)
+
+
+@pytest.mark.usefixtures("own_future")
 def test_every_call_of_a_model_has_all_its_answers_and_the_recorded_one_brings_what_it_brought(
     played: Connection, settings: Settings
 ) -> None:
@@ -61,11 +71,21 @@ def test_every_call_of_a_model_has_all_its_answers_and_the_recorded_one_brings_w
     assert all(replayed[trajectory][response] == usd for trajectory, response, usd in recorded)
 
 
+@pytest.mark.usefixtures("own_future")
 def test_a_score_is_the_judges_rule_on_the_dollars_of_the_tick(played: Connection, settings: Settings) -> None:
     answers = [answer for hour in synced(played, settings).values() for group in hour.groups for answer in group.answers]
     assert all(score == tick_score(usd) for _, usd, score in answers)
     assert {(text, usd) for text, usd, _ in answers if "hold" in text} == {(HOLD, 0.0)}
     assert tick_score(20.0) > tick_score(5.0) > tick_score(0.0) > tick_score(-5.0) > tick_score(-20.0)
+
+
+def test_the_luck_of_one_future_hardly_counts(played: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    spread = {}
+    for futures in (1, 2, 8):
+        monkeypatch.setattr(replay, "FUTURES", futures)
+        played.execute("DELETE FROM babylon_rl.replayed_hours")
+        spread[futures] = pstdev(usd for hour in synced(played, settings).values() for group in hour.groups for _, usd, _ in group.answers)
+    assert spread[8] == pytest.approx(spread[2], rel=0.1) and spread[2] < 0.85 * spread[1]
 
 
 def test_answers_of_positions_that_last_have_their_dollars_over_holding(database: Database, settings: Settings) -> None:

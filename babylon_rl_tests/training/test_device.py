@@ -23,7 +23,7 @@ from babylon_rl.models.scoring import causal_model
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends import protocol
 from babylon_rl.training.backends.cpu import trainer as cpu_trainer
-from babylon_rl.training.backends.cpu.answers import answer_logprobs
+from babylon_rl.training.backends.cpu.answers import answer_logprob
 from babylon_rl.training.backends.cpu.bounds import at_choices, read
 from babylon_rl.training.backends.cpu.policy import PackedPolicy, choices, grouped, load_policy, make_items, pack, tokens_of
 from babylon_rl.training.backends.cpu.trainer import OPTIMIZER_STATE, CpuTrainer, IterationRun
@@ -234,7 +234,7 @@ def test_every_tensor_of_a_training_step_is_on_the_device_of_the_model(
     iteration = replace(make_iteration(make_lesson(4)), generation=2)
     run = IterationRun(policy, items, iteration, cpu_settings.model_copy(update={"kl_penalty": 0.1}))
     with OnOneDevice():
-        assert answer_logprobs(items[0].encoded, at_choices(read(policy, items, packs), items))
+        assert answer_logprob(items[0].encoded, at_choices(read(policy, items, packs), items))
         result = run.train(ignore)
     assert {"kl", "ratio", "gradientNorm", "klParent", "stepBack"} <= set(result.metrics)
 

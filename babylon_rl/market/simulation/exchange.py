@@ -111,6 +111,15 @@ class Exchange:
         usd = self.books[position.ticker].mark * position.exit_units
         return max(0.0, position.margin + position.direction * (usd - position.notional) - self.model.fee * usd)
 
+    def equity(self, agent_id: str) -> float:
+        """An agent's dollars: its balance and the worth of all that it holds."""
+        account = self.accounts[agent_id]
+        held: list[PerpPosition | SharePosition] = [*account.perps.values(), *account.shares.values()]
+        usd = account.balance
+        for position in held:
+            usd += self.worth(position)
+        return usd
+
     def quotes(self) -> Quotes:
         """Markets that can be traded now, with prices after this tick's orders so far."""
         if self._quotes is None:

@@ -15,7 +15,7 @@ from babylon_rl.market.headlines import edition_named
 from babylon_rl.market.simulation import events, questions
 from babylon_rl.market.simulation.arithmetic import exp, normal, stream
 from babylon_rl.market.simulation.config import HOUR_S, MarketModel, Regime, ScenarioConfig
-from babylon_rl.market.simulation.scenario import Asset, Scenario, WorldEvent
+from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, WorldEvent
 
 TICKER_CHARACTERS = 12
 LOG_LIMIT = 2.5  # a fundamental stays within e^-2.5 and e^2.5 of where it started
@@ -86,8 +86,33 @@ def funding_ticks(config: ScenarioConfig, model: MarketModel) -> int:
     return max(1, round(model.funding_hours * HOUR_S / config.tick_seconds))
 
 
-def stock(config: ScenarioConfig, model: MarketModel, name: str, ticker: str, start: float, events: tuple[WorldEvent, ...]) -> Asset:
-    """One stock's prices, fundamental, regimes and funding rates."""
+def future(scenario: Scenario, tick: int, number: int) -> dict[str, Asset | Question]:
+    """Stocks and questions, by their tickers and ids, as they are until ``tick``, with other noise in the tick after it.
+
+    News and what it moves stay. Number 0 is the scenario's own future, in which nothing differs, nor does anything where it was recorded.
+    Two numbers are a pair (0 and 1, 2 and 3, ...), whose noise has opposite signs: in their mean it cancels.
+    """
+    config, model = scenario.config, scenario.model
+    if config is None or model is None or not number:
+        return {}
+    told = tuple(event for event in scenario.events if event.tick <= tick)
+    stocks = {
+        own.ticker: stock(config, model, own.name, own.ticker, own.prices[0], scenario.events, (tick, number)) for own in scenario.assets
+    }
+    asked = [own for own in scenario.questions if own.open_at(tick)]
+    return stocks | {own.id: questions.otherwise(own, config, model, pressed(config.ticks, own.id, told), tick, number) for own in asked}
+
+
+def stock(
+    config: ScenarioConfig,
+    model: MarketModel,
+    name: str,
+    ticker: str,
+    start: float,
+    events: tuple[WorldEvent, ...],
+    other: tuple[int, int] | None = None,
+) -> Asset:
+    """One stock's prices, fundamental, regimes and funding rates; those of a future after the tick ``other[0]``, numbered ``other[1]``."""
     noise, temper = stream(config.seed, config.edition, "noise", name), stream(config.seed, config.edition, "regime", name)
     hours = config.tick_hours
     restless = 1.0 + model.volatility_spread * (2.0 * temper.random() - 1.0)
@@ -99,9 +124,13 @@ def stock(config: ScenarioConfig, model: MarketModel, name: str, ticker: str, st
     prices, fundamental, regimes = [round(start, model.price_decimals)], [round(start, model.price_decimals)], [regime.name]
     every, funding = funding_ticks(config, model), []
     for tick, push in enumerate(pressed(config.ticks, ticker, events), 1):
-        value = max(-LOG_LIMIT, min(LOG_LIMIT, value + push + own * normal(noise)))
+        sign = 1.0
+        if other is not None and tick == other[0] + 1:
+            pair, opposite = divmod(other[1], 2)
+            sign, noise = 1.0 - 2.0 * opposite, stream(config.seed, config.edition, "noise", name, other[0], pair) if pair else noise
+        value = max(-LOG_LIMIT, min(LOG_LIMIT, value + push + own * sign * normal(noise)))
         kept, fresh = _reverting(regime.reversion_per_hour * hours)
-        distance = distance * kept + trend * hours + regime.volatility * around * fresh * normal(noise)
+        distance = distance * kept + trend * hours + regime.volatility * around * fresh * sign * normal(noise)
         prices.append(max(10.0**-model.price_decimals, round(start * exp(value + distance), model.price_decimals)))
         fundamental.append(max(10.0**-model.price_decimals, round(start * exp(value), model.price_decimals)))
         if temper.random() < hours / model.regime_hours:

@@ -168,9 +168,7 @@ class Observation(msgspec.Struct, frozen=True):
 def observe(exchange: Exchange, newsroom: Newsroom, record: AgentRecord) -> Observation:
     """The present view of the owner of ``record``."""
     scenario, account, tick, quotes = exchange.scenario, record.account, exchange.tick, exchange.quotes()
-    positions, equity = tuple(_positions(exchange, account)), account.balance
-    for position in positions:
-        equity += position.worth
+    positions, equity = tuple(_positions(exchange, account)), exchange.equity(record.agent_id)
     return Observation(
         record.agent_id, tick, scenario.ticks - 1 - tick, scenario.tick_seconds, scenario.timestamp_ms(tick), account.start,
         account.balance, equity, positions, record.last_profit, quotes.stocks, quotes.questions, newsroom, record,

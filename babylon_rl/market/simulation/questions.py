@@ -8,8 +8,10 @@ crowd is calibrated at every moment, but for effects still on their way, drifts 
 import math
 from collections.abc import Sequence
 
+import msgspec
+
 from babylon_rl.market.headlines import edition_named
-from babylon_rl.market.simulation.arithmetic import exp, normal, stream
+from babylon_rl.market.simulation.arithmetic import exp, log, normal, stream
 from babylon_rl.market.simulation.config import MarketModel, ScenarioConfig
 from babylon_rl.market.simulation.scenario import Question
 
@@ -75,6 +77,18 @@ def ask(config: ScenarioConfig, model: MarketModel, numbers: Sequence[int] | Non
     words.shuffle(texts)
     chosen = numbers if numbers is not None else range(first, first + config.predictions)
     return tuple(Crowd(config, model, index, number, texts[index]) for index, number in enumerate(chosen))
+
+
+def otherwise(question: Question, config: ScenarioConfig, model: MarketModel, due: Sequence[float], tick: int, number: int) -> Question:
+    """The question as a future of the tick moves it (`generation.future`); ``due`` is what told events move in each tick."""
+    before, after = (log(one / (1.0 - one)) for one in question.crowd[tick : tick + 2])
+    spread = model.question_volatility * math.sqrt(config.tick_hours) * room(before + math.fsum(due[tick:]), model.question_limit)
+    expected = before + due[tick] + (1 if question.answer else -1) * spread * spread / 2.0
+    pair, opposite = divmod(number, 2)
+    move = spread * normal(stream(config.seed, config.edition, "belief", question.id, tick, pair)) if pair else after - expected
+    crowd = list(question.crowd)
+    crowd[tick + 1] = _probability(expected + (1.0 - 2.0 * opposite) * move, model.question_limit)
+    return msgspec.structs.replace(question, crowd=tuple(crowd))
 
 
 def _times(config: ScenarioConfig, index: int) -> tuple[int, int]:

@@ -60,6 +60,9 @@ class Question(msgspec.Struct, frozen=True):
     created_tick: int
     resolve_tick: int
 
+    def open_at(self, tick: int) -> bool:
+        return self.created_tick <= tick < self.resolve_tick
+
 
 class WorldEvent(msgspec.Struct, frozen=True):
     """A piece of news about one market.

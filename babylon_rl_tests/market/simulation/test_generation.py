@@ -14,9 +14,9 @@ from babylon_rl.market.simulation import scenario as scenarios
 from babylon_rl.market.simulation.actions import BuyPrediction, ClosePerp, OpenPerp, SellPrediction
 from babylon_rl.market.simulation.config import PRESETS, MarketModel, Regime, ScenarioConfig, preset
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.generation import future, generate, pressed
 from babylon_rl.market.simulation.ledger import Fill
-from babylon_rl.market.simulation.scenario import Asset
+from babylon_rl.market.simulation.scenario import Asset, Question
 from babylon_rl_tests.market.simulation import audit
 from babylon_rl_tests.market.simulation.traders import trade_at_random
 
@@ -64,6 +64,42 @@ def test_one_more_question_stock_or_post_leaves_the_rest_as_it_was() -> None:
     assert {event.text for event in generate(preset("quick", seed=3)).events} == {
         event.text for event in generate(preset("quick", seed=3), MarketModel(chatter_per_hour=60.0)).events
     }
+
+
+def test_a_future_of_a_tick_has_the_same_past_and_news() -> None:
+    made = generate(preset("hour", seed=3))
+    assert future(made, 5, 0) == {} == future(msgspec.structs.replace(made, config=None), 5, 1)
+    for number in (1, 2, 3):
+        other = future(made, 5, number)
+        assert other.keys() == {own.ticker for own in made.assets} | {own.id for own in made.questions if own.open_at(5)}
+        for own in made.assets:
+            stock = other[own.ticker]
+            assert isinstance(stock, Asset) and stock.prices[:6] == own.prices[:6] and stock.prices[6] != own.prices[6]
+            assert (stock.regimes, stock.funding) == (own.regimes, own.funding)
+        for question in made.questions:
+            changed = other.get(question.id, question)
+            assert isinstance(changed, Question) and msgspec.structs.replace(changed, crowd=question.crowd) == question
+            assert [a == b for a, b in zip(changed.crowd, question.crowd, strict=True)].count(False) == (question.id in other)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_futures_of_a_tick_move_as_the_news_does_and_by_pairs_their_noise_cancels(seed: int) -> None:
+    made = generate(preset("hour", seed=seed))
+    for tick in (0, 5, 11):
+        futures = [future(made, tick, number) for number in range(120)]
+        for own in made.assets:
+            stocks = [one for other in futures if isinstance(one := other.get(own.ticker, own), Asset)]
+            moves = [math.log(one.fundamental[tick + 1] / one.fundamental[tick]) for one in stocks]
+            due, error = pressed(made.ticks, own.ticker, made.events)[tick], statistics.stdev(moves) / math.sqrt(len(moves))
+            assert abs(statistics.fmean(moves) - due) < 4 * error
+            pairs = [(a + b) / 2 for a, b in zip(moves[::2], moves[1::2], strict=True)]
+            assert pairs == pytest.approx([due] * len(pairs), abs=2e-3)
+        for question in made.questions:
+            if question.open_at(tick):
+                asked = [one for other in futures if isinstance(one := other.get(question.id, question), Question)]
+                odds = [log_odds(one.crowd[tick + 1]) for one in asked]
+                pairs = [(a + b) / 2 for a, b in zip(odds[::2], odds[1::2], strict=True)]
+                assert pairs == pytest.approx([pairs[0]] * len(pairs), abs=2e-3) and statistics.stdev(odds) > 0.01
 
 
 @pytest.mark.parametrize("name", PRESETS)

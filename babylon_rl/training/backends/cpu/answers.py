@@ -1,9 +1,11 @@
-"""Answer groups in the CPU trainer: each answer counts as often as the policy would give it.
+"""Answer groups in the CPU trainer: the target of each is the policy, improved by the scores.
 
-One pass without gradients, before the first step of an iteration, gives the probability of every answer (``at_choices``). With these as
-weights a group is the exact expectation over infinitely many samples: its mean score is the policy's own, and its expected advantage is 0.
-The pass's log-probabilities stand for the serving policy's. Answers that the policy would hardly give are left out. A group of which one
-answer, or one score, remains teaches nothing.
+One pass without gradients, before the first step of an iteration, gives the probability p of every answer (``at_choices``). With advantages
+A = (score - mean)/ADVANTAGE_SCALE the target q ~ p exp(GAIN A) maximizes E_q[A] - KL(q || p)/GAIN (Abdolmaleki et al. 2018, "Maximum a
+posteriori policy optimisation"). It is learned by cross-entropy: each answer weighs as much as its target. A policy gradient would move an
+answer in proportion to its probability, and hardly correct a text that is read the wrong way for certain.
+
+Answers with hardly any target are left out. A group whose target is the policy teaches nothing.
 """
 
 import math
@@ -15,14 +17,15 @@ from babylon_rl.judge.consensus import ADVANTAGE_SCALE
 from babylon_rl.models.scoring import EncodedSequence
 from babylon_rl.training.backends.cpu.bounds import AtChoices
 from babylon_rl.training.backends.cpu.policy import Item
-from babylon_rl.types import NO_SPREAD
 
-LEAST_PROBABILITY = 0.003
+GAIN = 1.0
+LEAST_TARGET = 0.003
+LEAST_MOVE = 0.01  # total variation of target and policy
 UNLIKELY, SURE = "unlikely_answer", "sure_answer"
 
 
 def weigh_answers(items: Sequence[Item], at: AtChoices, left_out: Counter[str]) -> list[Item]:
-    """Return the items of an iteration, with advantage, weight and log-probabilities of those in answer groups.
+    """Return the items of an iteration, with the weights of those in answer groups.
 
     ``at`` has the policy's distributions in these groups. A group weighs as much as an episode. Answers that are left out are counted by
     reason. Where no group teaches anything all stay, with advantage 0.
@@ -35,7 +38,7 @@ def weigh_answers(items: Sequence[Item], at: AtChoices, left_out: Counter[str]) 
         return list(items)
     kept, sure = [item for item in items if not item.group], list[Item]()
     for group in groups.values():
-        likely = weighed(group, [answer_logprobs(item.encoded, at) for item in group])
+        likely = weighed(group, [answer_logprob(item.encoded, at) for item in group])
         teaches = any(item.advantage for item in likely)
         left_out[UNLIKELY if teaches else SURE] += len(group) - (len(likely) if teaches else 0)
         kept += likely if teaches else []
@@ -47,23 +50,24 @@ def weigh_answers(items: Sequence[Item], at: AtChoices, left_out: Counter[str]) 
     return [replace(item, token_weight=item.token_weight * scale) for item in kept]
 
 
-def weighed(group: Sequence[Item], logprobs: Sequence[tuple[float, ...]]) -> list[Item]:
-    """Weigh the likely answers of one group, given their log-probabilities by token. Without a difference of scores advantages are 0."""
-    chances = [math.exp(math.fsum(by_token)) for by_token in logprobs]
-    least = LEAST_PROBABILITY * math.fsum(chances)
-    likely = [one for one in zip(group, logprobs, chances, strict=True) if one[2] >= least]
-    whole = math.fsum(chance for _, _, chance in likely)
-    mean = math.fsum(chance * item.score for item, _, chance in likely) / whole
-    flat = all(abs(item.score - mean) < NO_SPREAD for item, _, _ in likely)
-    tokens = math.fsum(chance * item.encoded.trainable_tokens for item, _, chance in likely)
-    scale = math.inf if flat else ADVANTAGE_SCALE
-    return [
-        replace(item, advantage=(item.score - mean) / scale, token_weight=item.token_weight * chance / tokens, served_t=by_token)
-        for item, by_token, chance in likely
-    ]
+def weighed(group: Sequence[Item], logprobs: Sequence[float]) -> list[Item]:
+    """Weigh the answers of one group by their targets, given their log-probabilities. Advantages are 1, or 0 where nothing is to learn."""
+    chances = normalized(logprobs)
+    # The mean of the scores, which an advantage is over, cancels.
+    targets = normalized([value + GAIN * item.score / ADVANTAGE_SCALE for value, item in zip(logprobs, group, strict=True)])
+    moves = math.fsum(abs(target - chance) for target, chance in zip(targets, chances, strict=True)) / 2 >= LEAST_MOVE
+    likely = [(item, target) for item, target in zip(group, targets, strict=True) if target >= LEAST_TARGET]
+    tokens = math.fsum(target * item.encoded.trainable_tokens for item, target in likely)
+    return [replace(item, advantage=float(moves), token_weight=item.token_weight * target / tokens) for item, target in likely]
 
 
-def answer_logprobs(answer: EncodedSequence, at: AtChoices) -> tuple[float, ...]:
-    """Log-probability of each token of an answer under a grammar; 0 where it had no alternative."""
+def normalized(logits: Sequence[float]) -> list[float]:
+    most = max(logits)
+    weights = [math.exp(value - most) for value in logits]
+    return [weight / math.fsum(weights) for weight in weights]
+
+
+def answer_logprob(answer: EncodedSequence, at: AtChoices) -> float:
+    """Log-probability of an answer under a grammar."""
     found, tokens = iter(at[answer]), zip(answer.response_ids, answer.legal_t, answer.trainable_t, strict=True)
-    return tuple(float(next(found)[(legal or ()).index(token)]) if trains else 0.0 for token, legal, trains in tokens)
+    return math.fsum(float(next(found)[(legal or ()).index(token)]) for token, legal, trains in tokens if trains)

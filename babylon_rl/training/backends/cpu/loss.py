@@ -6,9 +6,9 @@ openpipe-art's default loss when three guards are off (``ART_WEIGHTS``). The gua
 somebody else once its token is below ``stale_probability``; an entropy bonus; a penalty on the exact KL divergence from the base over the
 legal tokens.
 
-The first guard leaves recorded tokens alone. Where the policy weighs the answers itself, the expected gradient needs the rare ones too:
-without them it changes its sign once one answer is above 1 - ``stale_probability``. Their ratio goes to 0 with their probability, which
-bounds the push. Answers of others have a ratio of 1, and would be pushed down without end.
+The first guard leaves recorded tokens alone: their ratio goes to 0 with their probability, which bounds the push. Answers of others have
+a ratio of 1, and would be pushed down without end. Answers of groups have the advantage 1 and no ratio: their loss is the cross-entropy to
+the group's target (answers.py).
 """
 
 from dataclasses import dataclass

@@ -75,7 +75,7 @@ Computed = TypeVar("Computed")
 class Item:
     """One encoded sequence with its advantage; ``token_weight`` makes episodes weigh the same.
 
-    ``group`` and ``score`` are of an answer that was replayed; answers.py gives it advantage, weight and log-probabilities.
+    ``group`` and ``score`` are of an answer that was replayed; answers.py gives it advantage and weight.
     """
 
     encoded: EncodedSequence
