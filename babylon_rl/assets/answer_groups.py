@@ -21,7 +21,7 @@ NOTHING = "no rows"
         "trajectoryId": ("text", "The trajectory of the call"),
         "callId": ("text", "The recorded call whose prompt is answered"),
         "modelVersion": ("text", "The version of ours that was asked"),
-        "answers": ("jsonb", "Counterfactual: answer, dollars of its tick, score 0 to 1, of every answer"),
+        "answers": ("jsonb", "Counterfactual: answer, dollars of its tick, score 0 to 1, of every answer; means over several futures"),
     },
     says="With CREDIT=answers: replays every answer that a model could have given to its recorded prompts, in hours whose market can be "
     "made again, and judges the answers to a prompt as a group. Nobody played them, and nothing counts them as played.",

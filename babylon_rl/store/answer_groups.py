@@ -15,7 +15,7 @@ Answers = tuple[tuple[str, float, float], ...]
 
 
 class AnswerGroup(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """The answers to the prompt of one recorded call: (answer, dollars of its tick, score 0 to 1) each.
+    """The answers to the prompt of one recorded call: (answer, dollars of its tick, score 0 to 1) each, means over its futures.
 
     ``model_version`` is the version of ours that was asked, None for another model.
     """
