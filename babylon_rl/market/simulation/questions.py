@@ -80,15 +80,19 @@ def ask(config: ScenarioConfig, model: MarketModel, numbers: Sequence[int] | Non
 
 
 def otherwise(question: Question, config: ScenarioConfig, model: MarketModel, due: Sequence[float], tick: int, number: int) -> Question:
-    """The question as a future of the tick moves it (`generation.future`); ``due`` is what told events move in each tick."""
+    """The question as a future of the tick moves it, or answers it (`generation.future`); ``due`` is what told events move in each tick."""
     before, after = (log(one / (1.0 - one)) for one in question.crowd[tick : tick + 2])
-    spread = model.question_volatility * math.sqrt(config.tick_hours) * room(before + math.fsum(due[tick:]), model.question_limit)
+    known = before + math.fsum(due[tick:])
+    spread = model.question_volatility * math.sqrt(config.tick_hours) * room(known, model.question_limit)
     expected = before + due[tick] + (1 if question.answer else -1) * spread * spread / 2.0
     pair, opposite = divmod(number, 2)
-    move = spread * normal(stream(config.seed, config.edition, "belief", question.id, tick, pair)) if pair else after - expected
-    crowd = list(question.crowd)
+    noise = stream(config.seed, config.edition, "belief", question.id, tick, pair)
+    move = spread * normal(noise) if pair else after - expected
+    crowd, luck = list(question.crowd), noise.random()
     crowd[tick + 1] = _probability(expected + (1.0 - 2.0 * opposite) * move, model.question_limit)
-    return msgspec.structs.replace(question, crowd=tuple(crowd))
+    answered = question.resolve_tick == tick + 1
+    answer = (1.0 - luck if opposite else luck) < _probability(known, model.question_limit) if answered else question.answer
+    return msgspec.structs.replace(question, crowd=tuple(crowd), answer=answer)
 
 
 def _times(config: ScenarioConfig, index: int) -> tuple[int, int]:

@@ -102,6 +102,17 @@ def test_futures_of_a_tick_move_as_the_news_does_and_by_pairs_their_noise_cancel
                 assert pairs == pytest.approx([pairs[0]] * len(pairs), abs=2e-3) and statistics.stdev(odds) > 0.01
 
 
+def test_futures_answer_a_question_as_often_with_yes_as_the_crowd_believes() -> None:
+    made = [generate(preset("hour", seed=seed, predictions=6, resolving=1.0)) for seed in range(4)]
+    answered = [(hour, question, question.resolve_tick - 1) for hour in made for question in hour.questions]
+    for hour, question, tick in answered:
+        futures = [future(hour, tick, number)[question.id] for number in range(2, 102)]
+        yes = statistics.fmean(isinstance(one, Question) and one.answer for one in futures)
+        told = [event for event in hour.events if event.about == question.id and event.tick <= tick]
+        known = log_odds(question.crowd[tick]) + sum(pressed(hour.ticks, question.id, tuple(told))[tick:])
+        assert yes == pytest.approx(1 / (1 + math.exp(-known)), abs=0.15)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_the_size_they_promise(name: str) -> None:
     config = preset(name, minutes=240) if name == "week" else preset(name)
