@@ -18,7 +18,7 @@ from babylon_rl.models.scoring import EncodedSequence
 from babylon_rl.training.backends.cpu.bounds import AtChoices
 from babylon_rl.training.backends.cpu.policy import Item
 
-GAIN = 1.0
+GAIN = 2.0  # less leaves sizes behind, more learns the noise of scores
 LEAST_TARGET = 0.003
 LEAST_MOVE = 0.01  # total variation of target and policy
 UNLIKELY, SURE = "unlikely_answer", "sure_answer"
