@@ -36,12 +36,12 @@ from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.judge.answer_groups import tick_score
 from babylon_rl.judge.consensus import ADVANTAGE_SCALE
 from babylon_rl.market.headlines import TRAINING
-from babylon_rl.market.replay import gains
+from babylon_rl.market.replay import FUTURES, gains
 from babylon_rl.market.simulation import agents, prompting, strategies
 from babylon_rl.market.simulation.agents import FREE, QUESTION_STAKE, STAKE_USD, Choice, Decision, SizedChoice
 from babylon_rl.market.simulation.config import MarketModel, preset
 from babylon_rl.market.simulation.games import GAMES, Game, game_named
-from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.generation import futures, generate
 from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.prompt_reader import WITH_POSITIONS, course_usd
 from babylon_rl.market.simulation.questions import room
@@ -56,7 +56,7 @@ from babylon_rl.models.scoring import EncodedSequence
 from babylon_rl.models.threads import set_threads
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.training.backends.cpu import PARENT_BOUND, TURNED_SHARE, bounds, trainer
-from babylon_rl.training.backends.cpu.answers import LEAST_TARGET, normalized, weighed
+from babylon_rl.training.backends.cpu.answers import LEAST_TARGET, at_unit_weight, normalized, weighed
 from babylon_rl.training.backends.cpu.loss import LossWeights
 from babylon_rl.training.backends.cpu.policy import Group, Item, PackedPolicy, choices, grouped, load_policy, pack
 from babylon_rl.training.backends.protocol import TrainIteration
@@ -154,7 +154,8 @@ def play_hours(
             call = Call(OWN, prompts[place][0], texts[taken], game.prompt_version, prompts[place][1])
             decisions = {name: table.seats[name].decide(table.seen[name], lambda: 0.0) for name in scripts}
             own_k = {text: Decision(prompting.ordered(text, own, game)) for text in texts} if replayed else {}
-            scores_k = [fmean(map(tick_score, usd)) for usd in gains(table, decisions, OWN, own_k).values()] if replayed else []
+            others = futures(hours[place], tick, FUTURES) if replayed else []
+            scores_k = [fmean(map(tick_score, usd)) for usd in gains(table, decisions, OWN, own_k, others).values()]
             asked.append(Asked(place, tick, list(legal[place].values()), logprobs_k, probability_k, choice_k, taken, scores_k))
             table.play(decisions | {OWN: Decision(prompting.ordered(texts[taken], own, game), call)})
     for table in rooms:
@@ -237,13 +238,6 @@ def alike(group: Sequence[Item]) -> list[Item]:
     """Items of a group that weighs as much as any other."""
     tokens = math.fsum(item.encoded.trainable_tokens * item.token_weight for item in group)
     return [replace(item, token_weight=item.token_weight / tokens) for item in group]
-
-
-def at_unit_weight(items: Sequence[Item]) -> list[Item]:
-    """Items whose tokens weigh 1 in the mean."""
-    tokens = sum(item.encoded.trainable_tokens for item in items)
-    scale = tokens / math.fsum(item.encoded.trainable_tokens * item.token_weight for item in items)
-    return [replace(item, token_weight=item.token_weight * scale) for item in items]
 
 
 def train(

@@ -17,6 +17,7 @@ from babylon_rl.market.spawn import market_of
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import answer_groups as store
 from babylon_rl.store.answer_groups import AnswerGroup, ReplayedHour
+from babylon_rl.store.columns import in_parts
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.recording import HourSource, read_sources
 from babylon_rl.store.windows import lock_windows, stored_episodes
@@ -25,6 +26,7 @@ from babylon_rl.versions import content_version
 from babylon_rl.windows import is_complete
 
 ANSWER_RULES = "2"
+HOURS_AT_ONCE = 6  # about a second of replay, for which their locks are held
 NOT_SIMULATED = "nobody played it by spawn-agents: only hours whose market can be made again are replayed"
 NO_SOURCE = "it was played by an earlier version, which did not keep the edition and the start of its market"
 OTHERS = "others than those whom spawn-agents seated played in it, and their calls would be left out"
@@ -50,35 +52,36 @@ def sync_answer_groups(
 ) -> dict[str, ReplayedHour]:
     """Update the stored answer groups of some hours; an hour is replayed only if its rows or the rules have changed.
 
-    Hours that are not complete at ``now``, or that window_groups has not read, are absent. Each hour is a transaction, under its lock.
+    Hours that are not complete at ``now``, or that window_groups has not read, are absent. HOURS_AT_ONCE hours are one transaction, under
+    each hour's lock.
 
     Groups that a live batch holds stay as they are, so that a batch that is resumed trains what it began with; an hour that keeps an
     outdated group is replayed by the next call. ``batch_id`` is a batch that has not begun, and its groups do not stay.
     """
     synced: dict[str, ReplayedHour] = {}
-    for window in sorted({window for window in windows if is_complete(window, now)}):
+    for chunk in in_parts(sorted({window for window in windows if is_complete(window, now)}), HOURS_AT_ONCE):
         with connection.transaction():
-            lock_windows(connection, [window])
-            rows = store.rows_versions(connection, [window]).get(window)
-            if rows is None:
-                continue
-            version = content_version([rows, ANSWER_RULES, settings.judge_model])
-            stored = store.read_replayed(connection, [window]).get(window)
-            if stored is not None and stored.sources_version == version:
-                synced[window] = stored
-                continue
-            source, episodes = read_sources(connection, [window]).get(window), stored_episodes(connection, [window])[window]
-            groups, reason = _groups(connection, window, source, episodes, settings)
-            found = {(group.trajectory_id, group.call_id): group for group in groups}
-            held = store.held_trajectories(connection, [window], batch_id)
-            before = stored.groups if stored is not None else ()
-            kept = {(group.trajectory_id, group.call_id): group for group in before if group.trajectory_id in held}
-            current = kept.items() <= found.items()
-            synced[window] = ReplayedHour(
-                window=window, groups=tuple((found | kept).values()), reason=reason, sources_version=version if current else "",
-                changed=True,
-            )  # fmt: skip
-            store.replace(connection, [synced[window]], now)
+            lock_windows(connection, chunk)
+            versions = store.rows_versions(connection, chunk)
+            sources = read_sources(connection, list(versions))
+            stored = store.read_replayed(connection, list(versions))
+            held = store.held_trajectories(connection, list(versions), batch_id)
+            episodes = stored_episodes(connection, list(versions))
+            for window, rows in versions.items():
+                version = content_version([rows, ANSWER_RULES, settings.judge_model])
+                if window in stored and stored[window].sources_version == version:
+                    synced[window] = stored[window]
+                    continue
+                groups, reason = _groups(connection, window, sources.get(window), episodes[window], settings)
+                found = {(group.trajectory_id, group.call_id): group for group in groups}
+                before = stored[window].groups if window in stored else ()
+                kept = {(group.trajectory_id, group.call_id): group for group in before if group.trajectory_id in held}
+                current = kept.items() <= found.items()
+                synced[window] = ReplayedHour(
+                    window=window, groups=tuple((found | kept).values()), reason=reason, sources_version=version if current else "",
+                    changed=True,
+                )  # fmt: skip
+            store.replace(connection, [synced[window] for window in versions if synced[window].changed], now)
     return synced
 
 
@@ -113,7 +116,7 @@ def _scored(text: str, usd: Sequence[float]) -> tuple[str, float, float]:
 
 
 def tick_score(usd: float) -> float:
-    """Score one decision by the heuristic, as a part of an hour: on the dollars of one future of its tick alone."""
+    """Score one decision by the heuristic on what it brought in its tick, as in a part of an hour."""
     return heuristic_part_score(usd, int(usd > 0), int(usd < 0))
 
 

@@ -11,7 +11,7 @@ tick.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,11 @@ from babylon_rl.market.simulation import prompting
 from babylon_rl.market.simulation.actions import Action, Invalid
 from babylon_rl.market.simulation.agents import STAKE_USD, Decision, Mandate, order
 from babylon_rl.market.simulation.games import ONE_TICK_GAME, Game
-from babylon_rl.market.simulation.generation import future
+from babylon_rl.market.simulation.generation import futures
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.record import HOLD
 from babylon_rl.market.simulation.run import GameTable
-from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.market.simulation.scenario import Asset, Question, Scenario
 from babylon_rl.market.simulation.strategies import STAKES_USD
 from babylon_rl.models.grammar import language
 from babylon_rl.types import SCRIPTED
@@ -56,7 +56,7 @@ class RecordedTurn:
 
 @dataclass(frozen=True, slots=True)
 class ReplayedCall:
-    """The answers to one recorded prompt, in the order of its schema, each with its dollars over holding in each future of its tick."""
+    """The answers to one recorded prompt, each with its dollars over holding in every future of its tick; in the order of its schema."""
 
     trajectory_id: str
     call_id: str
@@ -65,11 +65,7 @@ class ReplayedCall:
 
 
 def replay(
-    scenario: Scenario,
-    seed: int,
-    seats: Mapping[str, float],
-    turns: Mapping[str, Sequence[RecordedTurn]],
-    game: Game = ONE_TICK_GAME,
+    scenario: Scenario, seed: int, seats: Mapping[str, float], turns: Mapping[str, Sequence[RecordedTurn]], game: Game = ONE_TICK_GAME
 ) -> list[ReplayedCall]:
     """Play an hour again and return the answers to its calls that ask, by tick and seat.
 
@@ -89,13 +85,14 @@ def replay(
     for tick in range(scenario.ticks):
         seen = table.look()
         actions = {agent: _decided(turns[agent][tick], turns[agent][tick].response, seen[agent], game) for agent in seats}
+        others = futures(scenario, tick, FUTURES)
         for agent in seats:
             turn, observed = turns[agent][tick], seen[agent]
             if turn.call_id and list(turn.messages) != prompting.messages(observed, game.prompt_version):
                 raise MarketError(f"The replay of tick {tick} shows {agent} another prompt than the recorded one.")
             if turn.asks and turn.response in (answers := _answers(turn)):
                 decided = {text: _decided(turn, text, observed, game) for text in answers}
-                gained = tuple(gains(table, actions, agent, decided).items())
+                gained = tuple(gains(table, actions, agent, decided, others).items())
                 found.append(ReplayedCall(turn.trajectory_id, turn.call_id, turn.model_version, gained))
         table.play(actions)
     table.look()
@@ -116,22 +113,35 @@ class _Recorded:
         raise NotImplementedError("a recorded agent is given its actions")
 
 
-def gains(table: GameTable, actions: Mapping[str, Decision], agent: str, decisions: Mapping[str, Decision]) -> dict[str, list[float]]:
-    """Dollars over holding of each decision that one agent could make in the tick of everybody's ``actions``, by the decisions' names.
+def gains(
+    table: GameTable,
+    actions: Mapping[str, Decision],
+    agent: str,
+    decisions: Mapping[str, Decision],
+    others: Iterable[Mapping[str, Asset | Question]],
+) -> dict[str, list[float]]:
+    """Play the tick with each decision that one agent could make; return their dollars over holding, by name and future.
 
-    One figure for each of FUTURES futures of the tick, the market's own first; a market that was not generated has no other.
+    Args:
+        actions: what everybody does.
+        decisions: of the agent, by name. others: what differs in each of the tick's ``futures``.
     """
-    scenario, gained = table.exchange.scenario, {name: list[float]() for name in decisions}
-    for number in range(1 if scenario.config is None else FUTURES):
-        other = future(scenario, table.exchange.tick, number)
-        # What never changes is shared by the copies, and in place of the market's own stocks and questions stand those of the future.
-        shared: dict[int, object] = {id(one): one for one in (scenario, table.exchange.model)}
-        shared |= {id(own): other.get(own.ticker, own) for own in scenario.assets}
-        shared |= {id(own): other.get(own.id, own) for own in scenario.questions}
-        held = table.usd(agent, {**actions, agent: Decision(HOLD)}, copy.deepcopy(table.exchange, dict(shared)))
+    gained = {name: list[float]() for name in decisions}
+    for other in others:
+        held = _brought(table, {**actions, agent: Decision(HOLD)}, agent, other)
         for name, decision in decisions.items():
-            gained[name].append(table.usd(agent, {**actions, agent: decision}, copy.deepcopy(table.exchange, dict(shared))) - held)
+            gained[name].append(_brought(table, {**actions, agent: decision}, agent, other) - held)
     return gained
+
+
+def _brought(table: GameTable, actions: Mapping[str, Decision], agent: str, other: Mapping[str, Asset | Question]) -> float:
+    """Dollars of one agent after the tick of these actions in a future."""
+    scenario = table.exchange.scenario
+    # What never changes is shared by the copy, in which the future's stocks and questions take the place of the market's own.
+    shared: dict[int, object] = {id(one): one for one in (scenario, table.exchange.model)}
+    shared |= {id(own): other.get(own.ticker, own) for own in scenario.assets}
+    shared |= {id(own): other.get(own.id, own) for own in scenario.questions}
+    return table.usd(agent, actions, copy.deepcopy(table.exchange, shared))
 
 
 def _decided(turn: RecordedTurn, text: str, seen: Observation, game: Game) -> Decision:

@@ -123,7 +123,7 @@ def test_closing_gains_what_the_position_would_have_lost() -> None:
         seen = table.look()
         decisions = {name: table.seats[name].decide(seen[name], lambda: 0.0) for name in "ab"}
         own = {market.market: Decision(closing(market)) for market in seen["a"].positions} | {HOLDING.action: Decision(HOLD)}
-        gained = {name: usd[0] for name, usd in gains(table, decisions, "a", own).items()}
+        gained = {name: usd for name, (usd,) in gains(table, decisions, "a", own, [{}]).items()}
         before, worth = table.exchange.tick, {position.market: position.worth for position in seen["a"].positions}
         table.play(decisions | {"a": Decision(HOLD)} if before % 2 else decisions)
         assert gained.pop("hold") == 0.0

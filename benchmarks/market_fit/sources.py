@@ -94,7 +94,7 @@ def simulated(scenario: Scenario) -> Recording:
             ProbabilityRow(at(moment - 0.5), question.number, yes, 0.0)
             for question in scenario.questions
             for moment, yes in enumerate(question.crowd)
-            if question.created_tick <= moment < question.resolve_tick
+            if question.open_at(moment)
         ),
         ticks=tuple(at(tick) for tick in range(scenario.ticks)),
     )

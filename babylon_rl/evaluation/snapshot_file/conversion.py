@@ -171,7 +171,7 @@ def _value(scenario: Scenario, model: MarketModel, about: str, direction: int, t
         ratio = prices[until] / prices[tick]
         return round(STAKE_USD * (direction * (ratio - 1.0) - model.fee * (1.0 + ratio)), USD_DECIMALS) if direction else 0.0
     question = next((question for question in scenario.questions if question.id == about), None)
-    if question is None or not direction or not question.created_tick <= tick < question.resolve_tick:
+    if question is None or not direction or not question.open_at(tick):
         return 0.0
     # The last tick at which it can be sold: at the next one it is answered.
     until = min(until, question.resolve_tick - 1)

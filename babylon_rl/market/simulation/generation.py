@@ -15,6 +15,7 @@ from babylon_rl.market.headlines import edition_named
 from babylon_rl.market.simulation import events, questions
 from babylon_rl.market.simulation.arithmetic import exp, normal, stream
 from babylon_rl.market.simulation.config import HOUR_S, MarketModel, Regime, ScenarioConfig
+from babylon_rl.market.simulation.questions import Luck
 from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, WorldEvent
 
 TICKER_CHARACTERS = 12
@@ -86,21 +87,25 @@ def funding_ticks(config: ScenarioConfig, model: MarketModel) -> int:
     return max(1, round(model.funding_hours * HOUR_S / config.tick_seconds))
 
 
-def future(scenario: Scenario, tick: int, number: int) -> dict[str, Asset | Question]:
-    """Stocks and questions, by their tickers and ids, as they are until ``tick``, with other noise in the tick after it.
+def futures(scenario: Scenario, tick: int, most: int) -> list[dict[str, Asset | Question]]:
+    """Futures of a tick: what differs in each, by ticker and question id.
 
-    News and what it moves stay. Number 0 is the scenario's own future, in which nothing differs, nor does anything where it was recorded.
-    Two numbers are a pair (0 and 1, 2 and 3, ...), whose noise has opposite signs: in their mean it cancels.
+    Until ``tick`` all is as it was; in the tick after it the noise is other, news and what it moves the same. The first is the scenario's
+    own, without a difference, and the only one where the scenario was recorded. Two are a pair, whose noise has opposite signs: in their
+    mean it cancels.
     """
     config, model = scenario.config, scenario.model
-    if config is None or model is None or not number:
-        return {}
-    told = tuple(event for event in scenario.events if event.tick <= tick)
-    stocks = {
-        own.ticker: stock(config, model, own.name, own.ticker, own.prices[0], scenario.events, (tick, number)) for own in scenario.assets
-    }
+    if config is None or model is None:
+        return [{}]
     asked = [own for own in scenario.questions if own.open_at(tick)]
-    return stocks | {own.id: questions.otherwise(own, config, model, pressed(config.ticks, own.id, told), tick, number) for own in asked}
+    told = tuple(event for event in scenario.events if event.tick <= tick)
+    due = {own.id: pressed(config.ticks, own.id, told) for own in asked}
+    found: list[dict[str, Asset | Question]] = [{}]
+    for number in range(1, most):
+        luck = Luck(tick, number // 2, -1.0 if number % 2 else 1.0)
+        stocks = {own.ticker: stock(config, model, own.name, own.ticker, own.prices[0], scenario.events, luck) for own in scenario.assets}
+        found.append(stocks | {own.id: questions.otherwise(own, config, model, due[own.id], luck) for own in asked})
+    return found
 
 
 def stock(
@@ -110,9 +115,9 @@ def stock(
     ticker: str,
     start: float,
     events: tuple[WorldEvent, ...],
-    other: tuple[int, int] | None = None,
+    luck: Luck | None = None,
 ) -> Asset:
-    """One stock's prices, fundamental, regimes and funding rates; those of a future after the tick ``other[0]``, numbered ``other[1]``."""
+    """One stock's prices, fundamental, regimes and funding rates, in a future with ``luck``."""
     noise, temper = stream(config.seed, config.edition, "noise", name), stream(config.seed, config.edition, "regime", name)
     hours = config.tick_hours
     restless = 1.0 + model.volatility_spread * (2.0 * temper.random() - 1.0)
@@ -125,9 +130,9 @@ def stock(
     every, funding = funding_ticks(config, model), []
     for tick, push in enumerate(pressed(config.ticks, ticker, events), 1):
         sign = 1.0
-        if other is not None and tick == other[0] + 1:
-            pair, opposite = divmod(other[1], 2)
-            sign, noise = 1.0 - 2.0 * opposite, stream(config.seed, config.edition, "noise", name, other[0], pair) if pair else noise
+        if luck is not None and tick == luck.tick + 1:
+            sign = luck.sign
+            noise = stream(config.seed, config.edition, "noise", name, luck.tick, luck.pair) if luck.pair else noise
         value = max(-LOG_LIMIT, min(LOG_LIMIT, value + push + own * sign * normal(noise)))
         kept, fresh = _reverting(regime.reversion_per_hour * hours)
         distance = distance * kept + trend * hours + regime.volatility * around * fresh * sign * normal(noise)

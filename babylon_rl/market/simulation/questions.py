@@ -7,6 +7,7 @@ crowd is calibrated at every moment, but for effects still on their way, drifts 
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,7 +27,7 @@ class Crowd:
         self.created_tick, self.resolve_tick = _times(config, index)
         self._noise, fate = stream(config.seed, config.edition, "belief", index), stream(config.seed, config.edition, "answer", index)
         self._limit = model.question_limit
-        self._spread = model.question_volatility * math.sqrt(config.tick_hours)
+        self._spread = spread_of(config, model)
         self._log_odds = model.question_start * (2.0 * fate.random() - 1.0)
         self._known = self._log_odds  # with what events that were told are still to move
         self._due = [0.0] * config.ticks
@@ -79,20 +80,33 @@ def ask(config: ScenarioConfig, model: MarketModel, numbers: Sequence[int] | Non
     return tuple(Crowd(config, model, index, number, texts[index]) for index, number in enumerate(chosen))
 
 
-def otherwise(question: Question, config: ScenarioConfig, model: MarketModel, due: Sequence[float], tick: int, number: int) -> Question:
-    """The question as a future of the tick moves it, or answers it (`generation.future`); ``due`` is what told events move in each tick."""
+class Luck(NamedTuple):
+    """Noise of the tick after ``tick``: that of pair 0 is the scenario's own, and ``sign`` (+1.0 or -1.0) that of one of the two."""
+
+    tick: int
+    pair: int
+    sign: float
+
+
+def otherwise(question: Question, config: ScenarioConfig, model: MarketModel, due: Sequence[float], luck: Luck) -> Question:
+    """The question as another future of a tick moves it, or answers it; ``due`` is what told events move in each tick."""
+    tick = luck.tick
     before, after = (log(one / (1.0 - one)) for one in question.crowd[tick : tick + 2])
     known = before + math.fsum(due[tick:])
-    spread = model.question_volatility * math.sqrt(config.tick_hours) * room(known, model.question_limit)
+    spread = spread_of(config, model) * room(known, model.question_limit)
     expected = before + due[tick] + (1 if question.answer else -1) * spread * spread / 2.0
-    pair, opposite = divmod(number, 2)
-    noise = stream(config.seed, config.edition, "belief", question.id, tick, pair)
-    move = spread * normal(noise) if pair else after - expected
-    crowd, luck = list(question.crowd), noise.random()
-    crowd[tick + 1] = _probability(expected + (1.0 - 2.0 * opposite) * move, model.question_limit)
-    answered = question.resolve_tick == tick + 1
-    answer = (1.0 - luck if opposite else luck) < _probability(known, model.question_limit) if answered else question.answer
+    noise = stream(config.seed, config.edition, "belief", question.id, tick, luck.pair)
+    move = spread * normal(noise) if luck.pair else after - expected
+    crowd, drawn, answer = list(question.crowd), noise.random(), question.answer
+    crowd[tick + 1] = _probability(expected + luck.sign * move, model.question_limit)
+    if question.resolve_tick == tick + 1:
+        answer = (drawn if luck.sign > 0.0 else 1.0 - drawn) < _probability(known, model.question_limit)
     return msgspec.structs.replace(question, crowd=tuple(crowd), answer=answer)
+
+
+def spread_of(config: ScenarioConfig, model: MarketModel) -> float:
+    """Standard deviation of a tick's move in log-odds, where there is all the ``room``."""
+    return model.question_volatility * math.sqrt(config.tick_hours)
 
 
 def _times(config: ScenarioConfig, index: int) -> tuple[int, int]:

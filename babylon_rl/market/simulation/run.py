@@ -4,8 +4,6 @@ All agents of a tick decide on the same quotes; their orders are then filled in 
 models are asked at once. The same scenario, agents and seed give the same run, to the byte of `encode_run`, for scripted agents.
 """
 
-import copy
-import random
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -218,6 +216,7 @@ class GameTable:
         self.newsroom = Newsroom(scenario)
         self.seen: dict[str, Observation] = {}
         self._fills = stream(luck, "order of fills")
+        self._acting, self._closing = self._orders()
 
     def look(self) -> dict[str, Observation]:
         """Let every seat look; its money goes on record."""
@@ -226,32 +225,31 @@ class GameTable:
 
     def play(self, decisions: Mapping[str, Decision]) -> None:
         """Carry out one tick's decisions, and let it pass."""
-        acting, closing = self._orders(self._fills)
-        for agent_id in acting:
+        for agent_id in self._acting:
             self.seats[agent_id].act(self.exchange, self.newsroom, self.seen[agent_id], decisions[agent_id])
         for settlement in self.exchange.advance():
             self.seats[settlement.agent].record.settle(settlement)
-        for agent_id in closing:
+        for agent_id in self._closing:
             self.seats[agent_id].keep_mandate(self.exchange)
+        self._acting, self._closing = self._orders()
 
     def usd(self, agent_id: str, decisions: Mapping[str, Decision], exchange: Exchange) -> float:
         """Dollars that one agent has after these decisions in ``exchange``, a copy that plays the tick; nothing goes on record."""
-        acting, closing = self._orders(copy.copy(self._fills))
-        for one in acting:
+        for one in self._acting:
             if not isinstance(action := decisions[one].action, Invalid):
                 exchange.apply(one, action)
         exchange.advance()
-        for one in closing:
+        for one in self._closing:
             if self.seats[one].record.mandate == ONE_TICK:
                 exchange.close_all(one)
         return exchange.equity(agent_id)
 
-    def _orders(self, luck: random.Random) -> tuple[list[str], list[str]]:
-        """The orders in which a tick's decisions are carried out, and positions closed after it."""
+    def _orders(self) -> tuple[list[str], list[str]]:
+        """The orders in which the next tick's decisions are carried out, and positions closed after it."""
         acting = list(self.seats)
-        luck.shuffle(acting)
+        self._fills.shuffle(acting)
         closing = list(acting)
-        luck.shuffle(closing)
+        self._fills.shuffle(closing)
         return acting, closing
 
 

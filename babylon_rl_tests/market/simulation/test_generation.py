@@ -14,7 +14,7 @@ from babylon_rl.market.simulation import scenario as scenarios
 from babylon_rl.market.simulation.actions import BuyPrediction, ClosePerp, OpenPerp, SellPrediction
 from babylon_rl.market.simulation.config import PRESETS, MarketModel, Regime, ScenarioConfig, preset
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.generation import future, generate, pressed
+from babylon_rl.market.simulation.generation import futures, generate, pressed
 from babylon_rl.market.simulation.ledger import Fill
 from babylon_rl.market.simulation.scenario import Asset, Question
 from babylon_rl_tests.market.simulation import audit
@@ -68,9 +68,9 @@ def test_one_more_question_stock_or_post_leaves_the_rest_as_it_was() -> None:
 
 def test_a_future_of_a_tick_has_the_same_past_and_news() -> None:
     made = generate(preset("hour", seed=3))
-    assert future(made, 5, 0) == {} == future(msgspec.structs.replace(made, config=None), 5, 1)
-    for number in (1, 2, 3):
-        other = future(made, 5, number)
+    own_future, *others = futures(made, 5, 4)
+    assert own_future == {} and futures(msgspec.structs.replace(made, config=None), 5, 4) == [{}] and len(others) == 3
+    for other in others:
         assert other.keys() == {own.ticker for own in made.assets} | {own.id for own in made.questions if own.open_at(5)}
         for own in made.assets:
             stock = other[own.ticker]
@@ -86,9 +86,9 @@ def test_a_future_of_a_tick_has_the_same_past_and_news() -> None:
 def test_futures_of_a_tick_move_as_the_news_does_and_by_pairs_their_noise_cancels(seed: int) -> None:
     made = generate(preset("hour", seed=seed))
     for tick in (0, 5, 11):
-        futures = [future(made, tick, number) for number in range(120)]
+        found = futures(made, tick, 120)
         for own in made.assets:
-            stocks = [one for other in futures if isinstance(one := other.get(own.ticker, own), Asset)]
+            stocks = [one for other in found if isinstance(one := other.get(own.ticker, own), Asset)]
             moves = [math.log(one.fundamental[tick + 1] / one.fundamental[tick]) for one in stocks]
             due, error = pressed(made.ticks, own.ticker, made.events)[tick], statistics.stdev(moves) / math.sqrt(len(moves))
             assert abs(statistics.fmean(moves) - due) < 4 * error
@@ -96,7 +96,7 @@ def test_futures_of_a_tick_move_as_the_news_does_and_by_pairs_their_noise_cancel
             assert pairs == pytest.approx([due] * len(pairs), abs=2e-3)
         for question in made.questions:
             if question.open_at(tick):
-                asked = [one for other in futures if isinstance(one := other.get(question.id, question), Question)]
+                asked = [one for other in found if isinstance(one := other.get(question.id, question), Question)]
                 odds = [log_odds(one.crowd[tick + 1]) for one in asked]
                 pairs = [(a + b) / 2 for a, b in zip(odds[::2], odds[1::2], strict=True)]
                 assert pairs == pytest.approx([pairs[0]] * len(pairs), abs=2e-3) and statistics.stdev(odds) > 0.01
@@ -106,8 +106,8 @@ def test_futures_answer_a_question_as_often_with_yes_as_the_crowd_believes() -> 
     made = [generate(preset("hour", seed=seed, predictions=6, resolving=1.0)) for seed in range(4)]
     answered = [(hour, question, question.resolve_tick - 1) for hour in made for question in hour.questions]
     for hour, question, tick in answered:
-        futures = [future(hour, tick, number)[question.id] for number in range(2, 102)]
-        yes = statistics.fmean(isinstance(one, Question) and one.answer for one in futures)
+        asked = [other[question.id] for other in futures(hour, tick, 102)[2:]]
+        yes = statistics.fmean(isinstance(one, Question) and one.answer for one in asked)
         told = [event for event in hour.events if event.about == question.id and event.tick <= tick]
         known = log_odds(question.crowd[tick]) + sum(pressed(hour.ticks, question.id, tuple(told))[tick:])
         assert yes == pytest.approx(1 / (1 + math.exp(-known)), abs=0.15)

@@ -44,10 +44,13 @@ def weigh_answers(items: Sequence[Item], at: AtChoices, left_out: Counter[str]) 
         kept += likely if teaches else []
         sure += [] if teaches else likely
     # An iteration that teaches nothing must not end a batch whose others do: entropy and KL alone have gradients then.
-    kept = kept or sure
-    # As in make_items: the mean weight of a token is 1, so that the learning rate means the same for any batch.
-    scale = sum(item.encoded.trainable_tokens for item in kept) / sum(item.encoded.trainable_tokens * item.token_weight for item in kept)
-    return [replace(item, token_weight=item.token_weight * scale) for item in kept]
+    return at_unit_weight(kept or sure)
+
+
+def at_unit_weight(items: Sequence[Item]) -> list[Item]:
+    """Scale weights so that a token's mean weight is 1, as in make_items: the learning rate means the same for any batch."""
+    scale = sum(item.encoded.trainable_tokens for item in items) / sum(item.encoded.trainable_tokens * item.token_weight for item in items)
+    return [replace(item, token_weight=item.token_weight * scale) for item in items]
 
 
 def weighed(group: Sequence[Item], logprobs: Sequence[float]) -> list[Item]:
@@ -64,7 +67,8 @@ def weighed(group: Sequence[Item], logprobs: Sequence[float]) -> list[Item]:
 def normalized(logits: Sequence[float]) -> list[float]:
     most = max(logits)
     weights = [math.exp(value - most) for value in logits]
-    return [weight / math.fsum(weights) for weight in weights]
+    whole = math.fsum(weights)
+    return [weight / whole for weight in weights]
 
 
 def answer_logprob(answer: EncodedSequence, at: AtChoices) -> float:
