@@ -158,6 +158,13 @@ def test_pid_file_that_names_another_program_is_stale(home: Path) -> None:
         assert kept(url) == 7
 
 
+def test_port_is_none_that_outgoing_connections_get(home: Path) -> None:
+    (home / "postgres.port").unlink()
+    with use_server(home) as url:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        assert int(psycopg.conninfo.conninfo_to_dict(url)["port"]) < lowest
+
+
 def test_port_in_use_is_left_for_another(home: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

