@@ -205,7 +205,7 @@ class TrainingSettings(SettingsGroup):
     )
     learning_rate: float | None = Field(None, gt=0, description="Unset: CPU 3e-3, or 2e-3 with EPOCHS above 1, then 3e-4; others 5e-6.")
     warmup_steps: int = Field(3, ge=0, description="Optimizer steps of linear warm-up.")
-    kl_penalty: float = Field(0.05, ge=0, description="Weight of the KL to the reference policy.")
+    kl_penalty: float = Field(0.05, ge=0, description="Weight of the KL to the base.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
     training_time_limit_hours: float = Field(
         24,

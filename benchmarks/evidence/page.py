@@ -144,7 +144,7 @@ trainings.
 
 * Scores are the heuristic's unless `JUDGE_MODEL` was set.
 * Markets are simulated, and their news carries a signal by construction ([market fit](market-fit.md)).
-* Most training sequences come from scripted strategies, which bounds what can be imitated.
+* The first generation learns mostly from scripted strategies. Later ones learn from replayed answers, whose scores end with one tick.
 * The gate's markets have 18 headlines about stocks. In an edition with 36 a version read worse
   ([unseen texts](../decisions/0034-ceiling.md#unseen-texts)).
 * All versions meet the same markets: a version that is better in them is better in markets of this kind, not in a real game's.
