@@ -11,7 +11,7 @@ from statistics import fmean
 from babylon_rl.episodes.reading import trajectories_with_texts
 from babylon_rl.errors import MarketError
 from babylon_rl.judge.scoring import heuristic_part_score
-from babylon_rl.market.replay import RecordedTurn, replay
+from babylon_rl.market.replay import MOST_ANSWERS, RecordedTurn, replay
 from babylon_rl.market.simulation.games import game_named
 from babylon_rl.market.spawn import market_of
 from babylon_rl.settings import HEURISTIC, Settings
@@ -25,12 +25,12 @@ from babylon_rl.types import Episode, Trajectory
 from babylon_rl.versions import content_version
 from babylon_rl.windows import is_complete
 
-ANSWER_RULES = "2"
-HOURS_AT_ONCE = 6  # about a second of replay, for which their locks are held
+ANSWER_RULES = "3"
+HOURS_AT_ONCE = 6  # seconds of replay, for which their locks are held
 NOT_SIMULATED = "nobody played it by spawn-agents: only hours whose market can be made again are replayed"
 NO_SOURCE = "it was played by an earlier version, which did not keep the edition and the start of its market"
 OTHERS = "others than those whom spawn-agents seated played in it, and their calls would be left out"
-NO_CALLS = "no call of a model under a finite schema: scripts alone played it"
+NO_CALLS = f"no call of a model under a schema of at most {MOST_ANSWERS} answers"
 
 
 def answer_rules(settings: Settings) -> str:

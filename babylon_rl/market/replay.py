@@ -3,7 +3,7 @@
 The hour is played again with everybody's recorded answers. At a recorded call the exchange is copied once for each answer that the call's
 schema allows, and the tick is played in the copy with everybody else's recorded answers, in the recorded order of fills. An answer's
 dollars are over those of holding: what is open moves with every answer but the one that closes it, and counts by what closing would bring.
-So it is for each of several futures of the tick, with the same news and other noise: that of one is more than most answers can gain.
+So it is for each of several futures of the tick: the luck of one is more than most answers can gain.
 
 A replay that differs from the record says nothing about the hour. Every prompt must be the recorded one to the byte, and every agent's P&L
 the recorded one to the digits that are kept; otherwise the hour is refused. Left out: what an answer brings after its
@@ -11,7 +11,7 @@ tick.
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,9 @@ from babylon_rl.market.simulation.scenario import Asset, Question, Scenario
 from babylon_rl.market.simulation.strategies import STAKES_USD
 from babylon_rl.models.grammar import language
 from babylon_rl.types import SCRIPTED
-from babylon_rl.versions import seeded_share
 
-FUTURES = 8  # of a tick, the recorded one included
-MOST_ANSWERS = 64  # of a group, the recorded one included
+FUTURES = 8  # of a tick
+MOST_ANSWERS = 64  # of a group; a target over a part of them would push down all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ def gains(
     actions: Mapping[str, Decision],
     agent: str,
     decisions: Mapping[str, Decision],
-    others: Iterable[Mapping[str, Asset | Question]],
+    others: Sequence[Mapping[str, Asset | Question]],
 ) -> dict[str, list[float]]:
     """Play the tick with each decision that one agent could make; return their dollars over holding, by name and future.
 
@@ -153,17 +152,13 @@ def _decided(turn: RecordedTurn, text: str, seen: Observation, game: Game) -> De
 
 
 def _answers(turn: RecordedTurn) -> Sequence[str]:
-    """Answers that the schema of a call allows, in its order; of more than ``MOST_ANSWERS`` a seeded choice with the recorded one."""
+    """Answers that the schema of a call allows, in its order; none where there are more than ``MOST_ANSWERS``."""
     try:
         named = (turn.response_format or {}).get("json_schema")
         allowed = language(named["schema"]) if isinstance(named, dict) and isinstance(named.get("schema"), dict) else ()
     except UsageError:  # not finitely many
         return ()
-    if len(allowed) <= MOST_ANSWERS:
-        return allowed
-    others = sorted((text for text in allowed if text != turn.response), key=lambda text: seeded_share(0, turn.call_id, text))
-    chosen = {turn.response, *others[: MOST_ANSWERS - 1]}
-    return [text for text in allowed if text in chosen]
+    return allowed if len(allowed) <= MOST_ANSWERS else ()
 
 
 def _same_money(table: GameTable, agent: str, own: Sequence[RecordedTurn]) -> None:

@@ -10,6 +10,7 @@ import random
 _FLIPS = 192
 _SPREAD = math.sqrt(_FLIPS / 4 + 1 / 12)  # standard deviation of that many fair coins and one uniform number
 _LN_2 = 0.6931471805599453
+_SURE = 1e9  # odds
 
 
 def stream(seed: int | str, *concern: object) -> random.Random:
@@ -20,6 +21,11 @@ def stream(seed: int | str, *concern: object) -> random.Random:
 def normal(rng: random.Random) -> float:
     """A standard normal deviate. The heads of 192 coins, smoothed by a uniform number and scaled to variance 1."""
     return (rng.getrandbits(_FLIPS).bit_count() - _FLIPS / 2 + rng.random() - 0.5) / _SPREAD
+
+
+def odds(probability: float) -> float:
+    """The odds of a probability."""
+    return probability / (1.0 - probability) if probability < 1.0 else _SURE
 
 
 def growth(x: float) -> float:

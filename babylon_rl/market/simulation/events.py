@@ -10,13 +10,14 @@ The frames are the game's: an event about a question reads ``Event related to: <
 <event>``. The game ends there; here a clause with a direction follows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 from typing import TypeVar
 
 from babylon_rl.market.headlines import edition_named
-from babylon_rl.market.simulation.arithmetic import stream
+from babylon_rl.market.simulation.arithmetic import odds, stream
 from babylon_rl.market.simulation.config import MarketModel, ScenarioConfig
+from babylon_rl.market.simulation.observation import Headline, Heard
 from babylon_rl.market.simulation.questions import Crowd
 from babylon_rl.market.simulation.scenario import Author, EventKind, Post, WorldEvent
 
@@ -60,7 +61,7 @@ def _event(
     way_at = rng.random()
     rumour = rng.random() < model.rumour_share and not silent
     right = rng.random() < (model.rumour_truth if rumour else model.report_truth)
-    strength = round(_within(model.strength, rng.random()) * (model.rumour_strength if rumour else 1.0), 4)
+    strength = round(_strength(model, rumour, rng.random()), 4)
     clear = model.neutral_clarity if silent else model.rumour_clarity if rumour else model.report_clarity
     clarity = round(_within(clear, rng.random()), 3)
     category = rng.choices([name for name, _ in model.categories], [share for _, share in model.categories])[0]
@@ -80,6 +81,36 @@ def _event(
         clauses = {1: edition.toward_yes, -1: edition.toward_no, 0: edition.no_news}[direction]
         text = f"{'Rumour' if rumour else 'Event'} related to: {crowds[about].text} {one_of(clauses, rng)}"
     return WorldEvent(tick, about, text, direction, clarity, rumour, category, strength, kind, effect, lasts)
+
+
+def chance_up(event: Headline | WorldEvent, posts: Iterable[Heard | Post], model: MarketModel) -> float:
+    """The probability that an event moves its market up (towards YES), given its text and those of the posts that quote it."""
+    right = model.rumour_truth if event.rumour else model.report_truth
+    up = odds(right) if event.direction > 0 else 1.0 / odds(right)
+    for post in posts:
+        quotes = post.about == event.about and post.text.startswith(f"{post.author}'s take on:")
+        if quotes and post.direction and post.trust is not None:
+            # It knows with probability trust, and guesses right with half of the rest.
+            up *= odds((1.0 + post.trust) / 2.0) ** post.direction
+    return up / (1.0 + up)
+
+
+def effects(event: WorldEvent, posts: Iterable[Post], model: MarketModel, rng: Random, count: int) -> list[float]:
+    """Effects that an event may have, given its text and posts: way and strength, each drawn evenly over its distribution."""
+    if not event.effect:
+        return [0.0] * count
+    up = chance_up(event, posts, model)
+    ways, strengths = (rng.sample(range(count), count) for _ in range(2))
+    return [
+        (1.0 if (way + rng.random()) / count < up else -1.0)
+        * abs(event.effect / event.strength)
+        * _strength(model, event.rumour, (strength + rng.random()) / count)
+        for way, strength in zip(ways, strengths, strict=True)
+    ]
+
+
+def _strength(model: MarketModel, rumour: bool, at: float) -> float:
+    return _within(model.strength, at) * (model.rumour_strength if rumour else 1.0)
 
 
 def _within(bounds: tuple[float, float], at: float) -> float:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from random import Random
 
+import msgspec
+
 from babylon_rl.errors import MarketError
 from babylon_rl.market.headlines import edition_named
 from babylon_rl.market.simulation import events, questions
@@ -90,20 +92,23 @@ def funding_ticks(config: ScenarioConfig, model: MarketModel) -> int:
 def futures(scenario: Scenario, tick: int, most: int) -> list[dict[str, Asset | Question]]:
     """Futures of a tick: what differs in each, by ticker and question id.
 
-    Until ``tick`` all is as it was; in the tick after it the noise is other, news and what it moves the same. The first is the scenario's
-    own, without a difference, and the only one where the scenario was recorded. Two are a pair, whose noise has opposite signs: in their
-    mean it cancels.
+    Until ``tick`` all is as it was, news and posts included. In the tick after it the noise is other, in pairs of opposite signs, so that
+    it cancels in their mean; and what the news of ``tick`` moves is drawn again, as often the way its text says as its text and the posts
+    that quote it let expect. A scenario that was recorded has one, without a difference.
     """
     config, model = scenario.config, scenario.model
     if config is None or model is None:
         return [{}]
+    rng, posts, news = stream(config.seed, config.edition, "futures", tick), scenario.posts_at(tick), scenario.events_at(tick)
+    drawn = [events.effects(event, posts, model, rng, most) for event in news]
     asked = [own for own in scenario.questions if own.open_at(tick)]
-    told = tuple(event for event in scenario.events if event.tick <= tick)
-    due = {own.id: pressed(config.ticks, own.id, told) for own in asked}
-    found: list[dict[str, Asset | Question]] = [{}]
-    for number in range(1, most):
+    found: list[dict[str, Asset | Question]] = []
+    for number in range(most):
         luck = Luck(tick, number // 2, -1.0 if number % 2 else 1.0)
-        stocks = {own.ticker: stock(config, model, own.name, own.ticker, own.prices[0], scenario.events, luck) for own in scenario.assets}
+        moved = (msgspec.structs.replace(event, effect=of[number]) for event, of in zip(news, drawn, strict=True))
+        told = (*(event for event in scenario.events if event.tick < tick), *moved)
+        stocks = {own.ticker: stock(config, model, own.name, own.ticker, own.prices[0], told, luck) for own in scenario.assets}
+        due = {own.id: pressed(config.ticks, own.id, told) for own in asked}
         found.append(stocks | {own.id: questions.otherwise(own, config, model, due[own.id], luck) for own in asked})
     return found
 
@@ -132,7 +137,7 @@ def stock(
         sign = 1.0
         if luck is not None and tick == luck.tick + 1:
             sign = luck.sign
-            noise = stream(config.seed, config.edition, "noise", name, luck.tick, luck.pair) if luck.pair else noise
+            noise = stream(config.seed, config.edition, "noise", name, luck.tick, luck.pair)
         value = max(-LOG_LIMIT, min(LOG_LIMIT, value + push + own * sign * normal(noise)))
         kept, fresh = _reverting(regime.reversion_per_hour * hours)
         distance = distance * kept + trend * hours + regime.volatility * around * fresh * sign * normal(noise)

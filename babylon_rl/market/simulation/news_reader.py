@@ -24,18 +24,11 @@ from babylon_rl.market.simulation.agents import (
     question_profit,
     stock_profit,
 )
-from babylon_rl.market.simulation.arithmetic import log
+from babylon_rl.market.simulation.arithmetic import log, odds
 from babylon_rl.market.simulation.config import MarketModel
 from babylon_rl.market.simulation.observation import Headline, Heard, Held, Observation
 from babylon_rl.market.simulation.questions import room
 from babylon_rl.market.simulation.record import HOLD
-
-_SURE = 1e9  # odds
-
-
-def odds(probability: float) -> float:
-    """The odds of a probability."""
-    return probability / (1.0 - probability) if probability < 1.0 else _SURE
 
 
 class Beliefs:
@@ -73,7 +66,7 @@ class Beliefs:
             if post.direction and post.trust is not None:
                 knows = about_it * post.trust
                 guesses = about_it * (1.0 - post.trust) / 2.0 + (1.0 - about_it) / 3.0
-                ratio = (knows + guesses) / guesses if guesses > 0.0 else _SURE
+                ratio = (knows + guesses) / guesses if guesses > 0.0 else odds(1.0)
                 up *= ratio if post.direction > 0 else 1.0 / ratio
         return up / (1.0 + up)
 

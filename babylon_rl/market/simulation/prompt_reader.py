@@ -23,11 +23,12 @@ from babylon_rl.market.simulation.agents import (
     question_profit,
     stock_profit,
 )
-from babylon_rl.market.simulation.arithmetic import exp, log
+from babylon_rl.market.simulation.arithmetic import exp, log, odds
 from babylon_rl.market.simulation.config import HOUR_S, START_BALANCE, MarketModel
+from babylon_rl.market.simulation.events import chance_up
 from babylon_rl.market.simulation.exchange import Exchange
 from babylon_rl.market.simulation.games import AMOUNTS, ONE_TICK_GAME, POSITIONS, POSTS
-from babylon_rl.market.simulation.news_reader import Beliefs, odds
+from babylon_rl.market.simulation.news_reader import Beliefs
 from babylon_rl.market.simulation.observation import Headline, Heard, Held, Newsroom, Observation, observe
 from babylon_rl.market.simulation.prompting import POSTS_SHOWN, on_menu
 from babylon_rl.market.simulation.record import HOLD, AgentRecord
@@ -70,14 +71,7 @@ class _Shown(Beliefs):
 
     def probability_up(self, event: Headline, posts: list[Heard], seen: Observation) -> float:
         """The probability that an event moves its market up, from its text and the shown posts that quote it."""
-        right = self._model.rumour_truth if event.rumour else self._model.report_truth
-        up = odds(right) if event.direction > 0 else 1.0 / odds(right)
-        for post in seen.recent_posts()[-self._posts :] if self._posts else ():
-            quotes = post.about == event.about and post.text.startswith(f"{post.author}'s take on:")
-            if quotes and post.direction and post.trust is not None:
-                # It knows with probability trust, and guesses right with half of the rest.
-                up *= odds((1.0 + post.trust) / 2.0) ** post.direction
-        return up / (1.0 + up)
+        return chance_up(event, seen.recent_posts()[-self._posts :] if self._posts else (), self._model)
 
 
 class Appraisal(msgspec.Struct, frozen=True):

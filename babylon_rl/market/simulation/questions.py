@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from babylon_rl.market.headlines import edition_named
-from babylon_rl.market.simulation.arithmetic import exp, log, normal, stream
+from babylon_rl.market.simulation.arithmetic import exp, log, normal, odds, stream
 from babylon_rl.market.simulation.config import MarketModel, ScenarioConfig
 from babylon_rl.market.simulation.scenario import Question
 
@@ -81,7 +81,7 @@ def ask(config: ScenarioConfig, model: MarketModel, numbers: Sequence[int] | Non
 
 
 class Luck(NamedTuple):
-    """Noise of the tick after ``tick``: that of pair 0 is the scenario's own, and ``sign`` (+1.0 or -1.0) that of one of the two."""
+    """Other noise of the tick after ``tick``, of a pair in which it has opposite signs (+1.0 and -1.0)."""
 
     tick: int
     pair: int
@@ -89,19 +89,16 @@ class Luck(NamedTuple):
 
 
 def otherwise(question: Question, config: ScenarioConfig, model: MarketModel, due: Sequence[float], luck: Luck) -> Question:
-    """The question as another future of a tick moves it, or answers it; ``due`` is what told events move in each tick."""
-    tick = luck.tick
-    before, after = (log(one / (1.0 - one)) for one in question.crowd[tick : tick + 2])
+    """The question as another future of a tick moves it; ``due`` is what told events move in each tick."""
+    tick, crowd = luck.tick, list(question.crowd)
+    before = log(odds(crowd[tick]))
     known = before + math.fsum(due[tick:])
     spread = spread_of(config, model) * room(known, model.question_limit)
-    expected = before + due[tick] + (1 if question.answer else -1) * spread * spread / 2.0
-    noise = stream(config.seed, config.edition, "belief", question.id, tick, luck.pair)
-    move = spread * normal(noise) if luck.pair else after - expected
-    crowd, drawn, answer = list(question.crowd), noise.random(), question.answer
-    crowd[tick + 1] = _probability(expected + luck.sign * move, model.question_limit)
-    if question.resolve_tick == tick + 1:
-        answer = (drawn if luck.sign > 0.0 else 1.0 - drawn) < _probability(known, model.question_limit)
-    return msgspec.structs.replace(question, crowd=tuple(crowd), answer=answer)
+    # As likely towards each answer as the crowd believes.
+    drift = (2.0 * _probability(known, model.question_limit) - 1.0) * spread * spread / 2.0
+    move = spread * normal(stream(config.seed, config.edition, "belief", question.id, tick, luck.pair))
+    crowd[tick + 1] = _probability(before + due[tick] + drift + luck.sign * move, model.question_limit)
+    return msgspec.structs.replace(question, crowd=tuple(crowd))
 
 
 def spread_of(config: ScenarioConfig, model: MarketModel) -> float:

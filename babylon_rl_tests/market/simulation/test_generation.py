@@ -13,10 +13,12 @@ from babylon_rl.market.headlines import EDITIONS, edition_named
 from babylon_rl.market.simulation import scenario as scenarios
 from babylon_rl.market.simulation.actions import BuyPrediction, ClosePerp, OpenPerp, SellPrediction
 from babylon_rl.market.simulation.config import PRESETS, MarketModel, Regime, ScenarioConfig, preset
+from babylon_rl.market.simulation.events import chance_up
 from babylon_rl.market.simulation.exchange import Exchange
-from babylon_rl.market.simulation.generation import futures, generate, pressed
+from babylon_rl.market.simulation.generation import futures, generate
 from babylon_rl.market.simulation.ledger import Fill
-from babylon_rl.market.simulation.scenario import Asset, Question
+from babylon_rl.market.simulation.questions import room, spread_of
+from babylon_rl.market.simulation.scenario import Asset, Question, Scenario
 from babylon_rl_tests.market.simulation import audit
 from babylon_rl_tests.market.simulation.traders import trade_at_random
 
@@ -66,51 +68,88 @@ def test_one_more_question_stock_or_post_leaves_the_rest_as_it_was() -> None:
     }
 
 
-def test_a_future_of_a_tick_has_the_same_past_and_news() -> None:
+def test_a_future_of_a_tick_has_the_same_past() -> None:
     made = generate(preset("hour", seed=3))
-    own_future, *others = futures(made, 5, 4)
-    assert own_future == {} and futures(msgspec.structs.replace(made, config=None), 5, 4) == [{}] and len(others) == 3
+    assert futures(msgspec.structs.replace(made, config=None), 5, 4) == [{}]
+    others = futures(made, 5, 4)
+    assert others == futures(made, 5, 4) and len(others) == 4
     for other in others:
         assert other.keys() == {own.ticker for own in made.assets} | {own.id for own in made.questions if own.open_at(5)}
         for own in made.assets:
             stock = other[own.ticker]
             assert isinstance(stock, Asset) and stock.prices[:6] == own.prices[:6] and stock.prices[6] != own.prices[6]
-            assert (stock.regimes, stock.funding) == (own.regimes, own.funding)
         for question in made.questions:
             changed = other.get(question.id, question)
             assert isinstance(changed, Question) and msgspec.structs.replace(changed, crowd=question.crowd) == question
             assert [a == b for a, b in zip(changed.crowd, question.crowd, strict=True)].count(False) == (question.id in other)
 
 
+def futures_of(scenario: Scenario, tick: int, count: int, market: Asset | Question) -> list[float]:
+    """Moves of a market's log price or log-odds in the futures of a tick."""
+    found = [other[market.ticker if isinstance(market, Asset) else market.id] for other in futures(scenario, tick, count)]
+    return [
+        math.log(one.prices[tick + 1] / one.prices[tick])
+        if isinstance(one, Asset)
+        else log_odds(one.crowd[tick + 1]) - log_odds(one.crowd[tick])
+        for one in found
+    ]
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_futures_of_a_tick_move_as_the_news_does_and_by_pairs_their_noise_cancels(seed: int) -> None:
-    made = generate(preset("hour", seed=seed))
+def test_noise_of_the_futures_of_a_tick_cancels_by_pairs_and_is_as_large_as_the_markets_own(seed: int) -> None:
+    calm = (Regime("calm", 1.0, 1.0, 0.0, 0.0),)
+    made = generate(preset("hour", seed=seed), MarketModel(event_effect=0.0, question_effect=0.0, regimes=calm, volatility_spread=0.0))
     for tick in (0, 5, 11):
-        found = futures(made, tick, 120)
-        for own in made.assets:
-            stocks = [one for other in found if isinstance(one := other.get(own.ticker, own), Asset)]
-            moves = [math.log(one.fundamental[tick + 1] / one.fundamental[tick]) for one in stocks]
-            due, error = pressed(made.ticks, own.ticker, made.events)[tick], statistics.stdev(moves) / math.sqrt(len(moves))
-            assert abs(statistics.fmean(moves) - due) < 4 * error
+        for market in (*made.assets, *made.questions):
+            moves = futures_of(made, tick, 120, market)
+            if isinstance(market, Question):
+                drift = (2 * market.crowd[tick] - 1) * statistics.pvariance(moves) / 2
+                usual = spread_of(preset("hour"), MarketModel()) * room(log_odds(market.crowd[tick]), MarketModel().question_limit)
+            else:
+                drift, usual = 0.0, MarketModel().volatility * math.sqrt(preset("hour").tick_hours)
             pairs = [(a + b) / 2 for a, b in zip(moves[::2], moves[1::2], strict=True)]
-            assert pairs == pytest.approx([due] * len(pairs), abs=2e-3)
-        for question in made.questions:
-            if question.open_at(tick):
-                asked = [one for other in found if isinstance(one := other.get(question.id, question), Question)]
-                odds = [log_odds(one.crowd[tick + 1]) for one in asked]
-                pairs = [(a + b) / 2 for a, b in zip(odds[::2], odds[1::2], strict=True)]
-                assert pairs == pytest.approx([pairs[0]] * len(pairs), abs=2e-3) and statistics.stdev(odds) > 0.01
+            assert pairs == pytest.approx([drift] * 60, abs=2e-4) and statistics.stdev(moves) == pytest.approx(usual, rel=0.3)
 
 
-def test_futures_answer_a_question_as_often_with_yes_as_the_crowd_believes() -> None:
-    made = [generate(preset("hour", seed=seed, predictions=6, resolving=1.0)) for seed in range(4)]
-    answered = [(hour, question, question.resolve_tick - 1) for hour in made for question in hour.questions]
-    for hour, question, tick in answered:
-        asked = [other[question.id] for other in futures(hour, tick, 102)[2:]]
-        yes = statistics.fmean(isinstance(one, Question) and one.answer for one in asked)
-        told = [event for event in hour.events if event.about == question.id and event.tick <= tick]
-        known = log_odds(question.crowd[tick]) + sum(pressed(hour.ticks, question.id, tuple(told))[tick:])
-        assert yes == pytest.approx(1 / (1 + math.exp(-known)), abs=0.15)
+def test_news_moves_the_futures_of_a_tick_as_often_as_its_text_and_posts_let_expect() -> None:
+    model = MarketModel(volatility=0.0, question_volatility=0.0, regimes=(Regime("calm", 1.0, 1.0, 0.0, 0.0),))
+    found: dict[tuple[str, bool], list[float]] = {}
+    for seed in range(12):
+        made = generate(preset("hour", seed=seed), model)
+        for market in (*made.assets, *made.questions):
+            name = market.ticker if isinstance(market, Asset) else market.id
+            for tick in range(made.ticks):
+                news = [event for event in made.events_at(tick) if event.about == name]
+                moves = futures_of(made, tick, 8, market)
+                if not any(event.direction for event in news):
+                    assert moves == pytest.approx([0.0] * 8, abs=1e-5)
+                    continue
+                [event] = news
+                expected = chance_up(event, made.posts_at(tick), model)
+                up = sum(move > 0.0 for move in moves)
+                assert math.floor(8 * expected) <= up <= math.ceil(8 * expected)
+                found.setdefault((event.kind, isinstance(market, Asset)), []).extend(abs(move) for move in moves)
+                # What the event really does plays no part.
+                turned = tuple(msgspec.structs.replace(one, effect=-one.effect) if one is event else one for one in made.events)
+                assert futures_of(msgspec.structs.replace(made, events=turned), tick, 8, market) == moves
+    assert {kind for kind, _ in found} == {"true", "decoy", "rumour"}
+    mean = {key: statistics.fmean(sizes) for key, sizes in found.items()}
+    assert mean["true", True] == pytest.approx(model.event_effect, rel=0.02) == mean["decoy", True]
+    assert mean["rumour", True] == pytest.approx(model.event_effect * model.rumour_strength, rel=0.02)
+
+
+def test_a_chance_is_how_often_the_market_goes_up() -> None:
+    expected, went = list[float](), list[bool]()
+    for seed in range(150):
+        made = generate(preset("hour", seed=seed))
+        for event in made.events:
+            if event.effect:
+                expected.append(chance_up(event, made.posts_at(event.tick), made.model or MarketModel()))
+                went.append(event.effect > 0)
+    for low, high in itertools.pairwise((0.0, 0.08, 0.15, 0.4, 0.6, 0.85, 0.92, 1.0)):
+        those = [(chance, up) for chance, up in zip(expected, went, strict=True) if low < chance <= high]
+        chance, up = (statistics.fmean(one) for one in zip(*those, strict=True))
+        assert len(those) > 40 and abs(chance - up) < 3.5 * math.sqrt(chance * (1 - chance) / len(those))
 
 
 @pytest.mark.parametrize("name", PRESETS)
