@@ -84,9 +84,13 @@ def test_a_future_of_a_tick_has_the_same_past() -> None:
             assert [a == b for a, b in zip(changed.crowd, question.crowd, strict=True)].count(False) == (question.id in other)
 
 
+def name_of(market: Asset | Question) -> str:
+    return market.ticker if isinstance(market, Asset) else market.id
+
+
 def futures_of(scenario: Scenario, tick: int, count: int, market: Asset | Question) -> list[float]:
     """Moves of a market's log price or log-odds in the futures of a tick."""
-    found = [other[market.ticker if isinstance(market, Asset) else market.id] for other in futures(scenario, tick, count)]
+    found = [other[name_of(market)] for other in futures(scenario, tick, count)]
     return [
         math.log(one.prices[tick + 1] / one.prices[tick])
         if isinstance(one, Asset)
@@ -99,8 +103,9 @@ def futures_of(scenario: Scenario, tick: int, count: int, market: Asset | Questi
 def test_noise_of_the_futures_of_a_tick_cancels_by_pairs_and_is_as_large_as_the_markets_own(seed: int) -> None:
     calm = (Regime("calm", 1.0, 1.0, 0.0, 0.0),)
     made = generate(preset("hour", seed=seed), MarketModel(event_effect=0.0, question_effect=0.0, regimes=calm, volatility_spread=0.0))
+    markets: tuple[Asset | Question, ...] = (*made.assets, *made.questions)
     for tick in (0, 5, 11):
-        for market in (*made.assets, *made.questions):
+        for market in markets:
             moves = futures_of(made, tick, 120, market)
             if isinstance(market, Question):
                 drift = (2 * market.crowd[tick] - 1) * statistics.pvariance(moves) / 2
@@ -116,10 +121,10 @@ def test_news_moves_the_futures_of_a_tick_as_often_as_its_text_and_posts_let_exp
     found: dict[tuple[str, bool], list[float]] = {}
     for seed in range(12):
         made = generate(preset("hour", seed=seed), model)
-        for market in (*made.assets, *made.questions):
-            name = market.ticker if isinstance(market, Asset) else market.id
+        markets: tuple[Asset | Question, ...] = (*made.assets, *made.questions)
+        for market in markets:
             for tick in range(made.ticks):
-                news = [event for event in made.events_at(tick) if event.about == name]
+                news = [event for event in made.events_at(tick) if event.about == name_of(market)]
                 moves = futures_of(made, tick, 8, market)
                 if not any(event.direction for event in news):
                     assert moves == pytest.approx([0.0] * 8, abs=1e-5)
