@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -37,14 +38,14 @@ from babylon_rl.judge.answer_groups import tick_score
 from babylon_rl.judge.consensus import ADVANTAGE_SCALE
 from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.replay import FUTURES, gains
-from babylon_rl.market.simulation import agents, prompting, strategies
-from babylon_rl.market.simulation.agents import FREE, QUESTION_STAKE, STAKE_USD, Choice, Decision, SizedChoice
-from babylon_rl.market.simulation.config import MarketModel, preset
+from babylon_rl.market.simulation import prompting, strategies
+from babylon_rl.market.simulation.actions import Action, Invalid
+from babylon_rl.market.simulation.agents import FREE, Decision
+from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.games import GAMES, Game, game_named
 from babylon_rl.market.simulation.generation import futures, generate
 from babylon_rl.market.simulation.ledger import Fill
-from babylon_rl.market.simulation.prompt_reader import WITH_POSITIONS, course_usd
-from babylon_rl.market.simulation.questions import room
+from babylon_rl.market.simulation.prompt_reader import CEILING_OF_GAME, WITH_POSITIONS, appraised, course_usd
 from babylon_rl.market.simulation.record import HOLD, AgentRecord, Call
 from babylon_rl.market.simulation.run import GameTable
 from babylon_rl.market.simulation.scenario import Scenario
@@ -67,13 +68,12 @@ FIRST = "first"  # generation 1 of all arms
 CURES = ("kl", "rate", "target", "scale", "entropy")
 ARMS = {FIRST: frozenset[str](), "on": frozenset[str](), "off": frozenset(CURES)} | {f"no-{cure}": frozenset({cure}) for cure in CURES}
 OWN = "own"
-MODEL = MarketModel()
 KEPT = ("klParent", "stepBack", "turnedShare", "topActionShare", "kl", "entropy", "optimizerSteps")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A decision of ours: its K legal answers with their tokens' log-probabilities, probabilities and choices, and the one taken.
+    """A decision of ours: its K legal answers with their tokens' log-probabilities, probabilities and orders, and the one taken.
 
     ``scores_k`` are the answers' scores over the futures of the tick, empty where they were not asked for.
     """
@@ -83,7 +83,7 @@ class Asked:
     encoded_k: list[EncodedSequence]
     logprobs_k: list[tuple[float, ...]]
     probability_k: list[float]
-    choice_k: list[Choice]
+    action_k: list[Action | Invalid]
     taken: int
     scores_k: list[float]
 
@@ -149,40 +149,17 @@ def play_hours(
             logprobs_k = [next(logprobs) for _ in texts]
             probability_k = [math.exp(math.fsum(one)) for one in logprobs_k]
             taken = probability_k.index(max(probability_k)) if greedy else rng.choices(range(len(texts)), probability_k)[0]
-            read = [prompting.parse_choice(text, own, game) for text in texts]
-            choice_k = [choice for choice in read if isinstance(choice, Choice)]
+            action_k = [prompting.ordered(text, own, game) for text in texts]
             call = Call(OWN, prompts[place][0], texts[taken], game.prompt_version, prompts[place][1])
             decisions = {name: table.seats[name].decide(table.seen[name], lambda: 0.0) for name in scripts}
-            own_k = {text: Decision(prompting.ordered(text, own, game)) for text in texts} if replayed else {}
+            own_k = {text: Decision(action) for text, action in zip(texts, action_k, strict=True)} if replayed else {}
             others = futures(hours[place], tick, FUTURES) if replayed else []
             scores_k = [fmean(map(tick_score, usd)) for usd in gains(table, decisions, OWN, own_k, others).values()]
-            asked.append(Asked(place, tick, list(legal[place].values()), logprobs_k, probability_k, choice_k, taken, scores_k))
-            table.play(decisions | {OWN: Decision(prompting.ordered(texts[taken], own, game), call)})
+            asked.append(Asked(place, tick, list(legal[place].values()), logprobs_k, probability_k, action_k, taken, scores_k))
+            table.play(decisions | {OWN: Decision(action_k[taken], call)})
     for table in rooms:
         table.look()
     return asked, [{name: seat.record for name, seat in table.seats.items()} for table in rooms]
-
-
-def stake(choice: Choice) -> float:
-    """Dollars of a choice: its own, or the fixed stake."""
-    return (choice.usd or 0.0) if isinstance(choice, SizedChoice) else STAKE_USD
-
-
-def expected_dollars(hour: Scenario, tick: int, choice: Choice) -> float:
-    """Dollars of a choice held for its tick: the mean over what the prompt does not tell."""
-    if choice.market is None:
-        return 0.0
-    stock = next((asset for asset in hour.assets if asset.ticker == choice.market), None)
-    move = 0.0
-    for event in hour.events_at(tick)[:1]:
-        if event.about == choice.market:
-            truth, strength = (MODEL.rumour_truth, MODEL.rumour_strength) if event.rumour else (MODEL.report_truth, 1.0)
-            move = event.direction * (2 * truth - 1) * strength * (MODEL.question_effect if stock is None else MODEL.event_effect)
-    if stock is not None:
-        return agents.stock_profit(choice.direction, stake(choice), move, MODEL.fee)
-    yes = hour.question(choice.market).crowd[tick]
-    moved = move * room(math.log(yes / (1 - yes)), MODEL.question_limit)
-    return agents.question_profit(choice.direction, stake(choice) * QUESTION_STAKE, yes, moved, MODEL.fee, MODEL.pool_shares)
 
 
 def held_dollars(hour: Scenario, record: AgentRecord) -> float:
@@ -230,7 +207,7 @@ def answer_items(asked: Sequence[Asked], cures_off: frozenset[str]) -> list[Item
             items += alike([item for item in group if item.token_weight >= LEAST_TARGET])
         else:
             plain = [replace(item, token_weight=1.0, served_t=(math.nan,) * len(item.served_t)) for item in group]
-            items += [item for item in weighed(plain, sums_k) if item.advantage]
+            items += weighed(plain, sums_k)[0]
     return at_unit_weight(items)
 
 
@@ -265,16 +242,15 @@ def train(
 def examine(player: Player, markets: Sequence[Scenario], game: Game) -> dict[str, float]:
     """Dollars an hour of the policy alone in each market, by its likeliest answers: earned, expected, and the best by the prompt."""
     asked, records = play_hours(player, markets, (), "benchmark", game, greedy=True)
-    reports, followed, expected, soft, best, stakes_usd = 0, 0, 0.0, 0.0, 0.0, list[float]()
-    actions = Counter(one.choice_k[one.taken].action for one in asked)
-    for one in asked:
-        taken = one.choice_k[one.taken]
-        if taken.direction:
-            stakes_usd.append(stake(taken))
-        lasting = game.mandate == FREE
-        usd = [0.0 if lasting else expected_dollars(markets[one.hour], one.tick, choice) for choice in one.choice_k]
-        expected, best = expected + usd[one.taken], best + max(usd)
-        soft += math.fsum(p * value for p, value in zip(one.probability_k, usd, strict=True))
+    appraisals, best_usd = zip(*(appraised(hour, CEILING_OF_GAME[game.name]) for hour in markets), strict=True)
+    reports, followed, expected, soft, best = 0, 0, 0.0, 0.0, math.fsum(chain.from_iterable(best_usd))
+    taken_by = [one.action_k[one.taken] for one in asked]
+    stakes_usd = [usd for action in taken_by if (usd := prompting.stake_usd(action))]
+    actions = Counter(prompting.choice_of(action, game).action for action in taken_by)
+    for one, action in zip(asked, taken_by, strict=True):
+        appraisal, taken = appraisals[one.hour][one.tick], prompting.choice_of(action)
+        expected += appraisal.usd(action)
+        soft += math.fsum(p * appraisal.usd(other) for p, other in zip(one.probability_k, one.action_k, strict=True))
         for event in markets[one.hour].events_at(one.tick)[:1]:
             if event.direction and not event.rumour:
                 reports += 1

@@ -68,11 +68,11 @@ def test_weights_are_those_of_the_policy_that_gains_most_within_its_distance(tin
 def test_a_text_that_is_read_the_wrong_way_for_certain_is_corrected(tiny_base: Path) -> None:
     items, _ = make_items(policy_of(tiny_base)[0], [one for one in group("a") if one.response in (BUY, SELL)])
     (good, good_p), (bad, bad_p) = ((item, 0.01 if item.score > 0.5 else 0.99) for item in sorted(items, key=lambda item: -item.score))
-    kept = {item.score: item.token_weight for item in weighed([good, bad], [math.log(good_p), math.log(bad_p)])}
+    kept = {item.score: item.token_weight for item in weighed([good, bad], [math.log(good_p), math.log(bad_p)])[0]}
     # A policy gradient would weigh both by their probabilities, 1 to 99.
     assert kept[good.score] / kept[bad.score] == pytest.approx(math.exp(GAIN * 0.31 / ADVANTAGE_SCALE) / 99)
     # Hardly likely even so: left out, so that it costs no time.
-    assert [item.score for item in weighed([good, bad], [math.log(LEAST_TARGET / 1000), 0.0])] == [bad.score]
+    assert [item.score for item in weighed([good, bad], [math.log(LEAST_TARGET / 1000), 0.0])[0]] == [bad.score]
 
 
 def test_an_answer_group_weighs_as_much_as_an_episode(tiny_base: Path) -> None:
@@ -88,15 +88,14 @@ def test_an_answer_group_weighs_as_much_as_an_episode(tiny_base: Path) -> None:
     assert [item.advantage for item in items if not item.group] == [item.advantage for item in alone]
 
 
-def test_a_group_without_a_difference_teaches_nothing(tiny_base: Path) -> None:
-    flat = [make_sequence(text, 0.0, score=0.4, group="flat") for text in ANSWERS]
+def test_one_sure_group_in_three_stands_for_all(tiny_base: Path) -> None:
+    flat = [make_sequence(text, 0.0, news=f"flat {n}", score=0.4, group=f"flat {n}") for n in range(6) for text in ANSWERS]
     items, left_out = weigh(tiny_base, [*group("a"), *flat])
-    assert {item.group for item in items} == {"a"} and left_out[SURE] == len(ANSWERS)
-
-
-def test_an_iteration_that_teaches_nothing_does_not_end_its_batch(tiny_base: Path) -> None:
-    items, _ = weigh(tiny_base, [make_sequence(text, 0.0, score=0.4, group="flat") for text in ANSWERS])
-    assert len(items) > 1 and {item.advantage for item in items} == {0.0}
+    assert {item.group for item in items} == {"a", "flat 0", "flat 3"} and left_out[SURE] == 4 * len(ANSWERS)
+    by_group = Counter[str]()
+    for item in items:
+        by_group[item.group] += item.token_weight * item.encoded.trainable_tokens
+    assert by_group["flat 0"] == by_group["flat 3"] == pytest.approx(3 * by_group["a"])
 
 
 def test_better_answers_become_likelier_and_the_bytes_repeat(cpu_settings: Settings, tiny_base: Path, tmp_path: Path) -> None:
