@@ -150,12 +150,18 @@ def test_the_kl_is_exact_under_grammars_and_in_free_text() -> None:
         torch.testing.assert_close(here.kl_from(there, head), exact)
 
 
-def kinds(tiny_base: Path, parent_n: Sequence[int], policy_n: Sequence[float]) -> tuple[dict[int, float], float | None]:
-    """Shares of actions where the parent's likeliest action of prompt n is number ``parent_n[n]``, and action 0 has ``policy_n[n]`` now."""
+def kinds(
+    tiny_base: Path, parent_n: Sequence[int], policy_n: Sequence[float], weight_n: Sequence[float] = ()
+) -> tuple[dict[int, float], float | None]:
+    """Shares of actions where the parent's likeliest action of prompt n is number ``parent_n[n]``, and action 0 has ``policy_n[n]`` now.
+
+    Prompt n weighs ``weight_n[n]`` times as much as it would, by default 1.
+    """
     tokenizer, _ = load_policy(tiny_base, None)
     # Two answers to each prompt: a prompt counts once.
     lesson = [make_sequence(answer, news=f"{GOOD} {n}", agent_id=f"agent-{n}") for n in range(len(parent_n)) for answer in (BUY, HOLD)]
     items, _ = make_items(tokenizer, lesson)
+    items = [replace(item, token_weight=item.token_weight * (weight_n or [1.0] * len(parent_n))[n // 2]) for n, item in enumerate(items)]
     order = {items[n].encoded.prompt_ids: n // 2 for n in range(len(items))}
     found = []
     for given_n in (policy_n, [0.9 if n == 0 else 0.05 for n in parent_n]):
@@ -176,6 +182,14 @@ def test_a_kind_of_prompt_that_is_turned_shows_though_no_action_has_the_whole_po
     shares, turned = kinds(tiny_base, half, [0.95] * KIND_PROMPTS + [0.9] * KIND_PROMPTS)
     assert max(shares.values()) == pytest.approx(0.925) and turned == pytest.approx(0.9)
     assert sum(shares.values()) == pytest.approx(1.0)
+
+
+def test_a_prompt_that_stands_for_three_counts_as_three(tiny_base: Path) -> None:
+    few = KIND_PROMPTS // 2
+    policy = [0.9] * few + [0.3] * few
+    shares, turned = kinds(tiny_base, [1] * 2 * few, policy, [1.0] * few + [3.0] * few)
+    every, turned_of_all = kinds(tiny_base, [1] * 4 * few, policy + [0.3] * 2 * few)
+    assert shares == pytest.approx(every) and turned == pytest.approx(turned_of_all) == pytest.approx(0.45)
 
 
 def test_a_child_that_turned_a_kind_of_prompt_steps_back_within_the_bound(

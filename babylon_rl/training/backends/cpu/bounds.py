@@ -1,9 +1,9 @@
 """Bounds of the policy that the CPU trainer publishes, and its trust region around the parent.
 
-The parent is the version that a training continues from. Its distributions at all choices of the batch are read once, before training;
-steps shrink as the policy nears ``PARENT_BOUND``. One that ends beyond it, or has turned a kind of prompt to another action
-(``TURNED_SHARE``), goes back on the straight line between their weights until the whole batch is within both. The first generation, from
-the base, has no parent, and ``KL_BOUND`` to the base alone.
+The parent is the version that a training continues from. Its distributions at all choices of an iteration are read once, before its
+first step; steps shrink as the policy nears ``PARENT_BOUND``. One that ends beyond it, or has turned a kind of prompt to another action
+(``TURNED_SHARE``), goes back on the straight line between their weights until the whole iteration is within both. The first generation,
+from the base, has no parent, and ``KL_BOUND`` to the base alone.
 
 Actions are told by the first choice of an answer, by its grammar: of free texts they are not measured. A prompt's kind is the likeliest
 action of the parent there, which is known in any game. A policy with one action over all prompts has collapsed.
@@ -196,24 +196,30 @@ def measure(policy: PackedPolicy, items: Sequence[Item], found: Mapping[Pack, Di
 
 
 def action_shares(items: Sequence[Item], found: Mapping[Pack, Distributions], parent: Mapping[Pack, Distributions]) -> ActionShares:
-    """Mean probability of each action at the first choice of a prompt, and the turned share (``Measured``)."""
-    shares, kinds, prompts = Counter[int](), defaultdict[int, list[Counter[int]]](list), set[tuple[int, ...]]()
+    """Mean probability of each action at the first choice of a prompt, weighed as in the loss, and the turned share (``Measured``)."""
+    weights, shares, seen = Counter[tuple[int, ...]](), Counter[int](), set[tuple[int, ...]]()
+    kinds, prompts = defaultdict[int, Counter[int]](Counter), Counter[int]()
+    for item in items:
+        weights[item.encoded.prompt_ids] += item.token_weight * item.encoded.trainable_tokens  # type: ignore[assignment]
     for row, one in found.items():
         spots = choices(row, items)
         for place, n in enumerate(one.bound):
             encoded, token = items[spots[n][1]].encoded, spots[n][2]
             # Spots of an answer are in order: the first one seen of a prompt is that of its action.
-            if encoded.prompt_ids in prompts or one.legal_bm is None:
+            if encoded.prompt_ids in seen or one.legal_bm is None:
                 continue
-            prompts.add(encoded.prompt_ids)
+            seen.add(encoded.prompt_ids)
             legal = encoded.legal_t[token] or ()
-            own = Counter(dict(zip(legal, one.legal_bm[place].exp().tolist(), strict=False)))
+            weighed = one.legal_bm[place].exp() * weights[encoded.prompt_ids]
+            own = dict(zip(legal, weighed.tolist(), strict=False))
             shares.update(own)
             if row in parent and (before := parent[row].legal_bm) is not None:
-                kinds[legal[int(before[place].argmax())]].append(own)
-    measured = [(kind, alike) for kind, alike in kinds.items() if len(alike) >= KIND_PROMPTS]
-    turned = [sum(own[action] for own in alike) / len(alike) for kind, alike in measured for action in shares if action != kind]
-    return {action: total / len(prompts) for action, total in shares.items()}, max(turned, default=None)
+                kind = legal[int(before[place].argmax())]
+                kinds[kind].update(own)
+                prompts[kind] += 1
+    measured = [(kind, total) for kind, total in kinds.items() if prompts[kind] >= KIND_PROMPTS]
+    turned = [total[action] / total.total() for kind, total in measured for action in shares if action != kind]
+    return {action: total / shares.total() for action, total in shares.items()}, max(turned, default=None)
 
 
 def refuse_diverged(measured: Measured, iteration: int) -> None:
