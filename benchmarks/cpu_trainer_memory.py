@@ -39,7 +39,6 @@ def made_up(prompt_words: int, answer_words: int, agents: int) -> list[TrainSequ
                     messages=messages,
                     response=answer,
                     advantage=1.0 - 2.0 * (agent % 2),
-                    weight=1.0,
                     agent_id=str(agent),
                     window=f"{NOW:%Y-%m-%dT}{tick:02}:00",
                     trajectory_id="t",

@@ -25,7 +25,7 @@ from babylon_rl.types import Episode, Trajectory
 from babylon_rl.versions import content_version
 from babylon_rl.windows import is_complete
 
-ANSWER_RULES = "3"
+ANSWER_RULES = "4"
 HOURS_AT_ONCE = 6  # seconds of replay, for which their locks are held
 NOT_SIMULATED = "nobody played it by spawn-agents: only hours whose market can be made again are replayed"
 NO_SOURCE = "it was played by an earlier version, which did not keep the edition and the start of its market"
@@ -35,7 +35,7 @@ NO_CALLS = f"no call of a model under a schema of at most {MOST_ANSWERS} answers
 
 def answer_rules(settings: Settings) -> str:
     """Rules and settings of answer groups: the code version of ``answer_groups``. Settings that make none are alike."""
-    return f"rules {ANSWER_RULES}, credit {settings.credit}, judge {settings.judge_model}" if without_answers(settings) is None else "none"
+    return f"rules {ANSWER_RULES}" if without_answers(settings) is None else "none"
 
 
 def without_answers(settings: Settings) -> str | None:
@@ -55,8 +55,8 @@ def sync_answer_groups(
     Hours that are not complete at ``now``, or that window_groups has not read, are absent. HOURS_AT_ONCE hours are one transaction, under
     each hour's lock.
 
-    Groups that a live batch holds stay as they are, so that a batch that is resumed trains what it began with; an hour that keeps an
-    outdated group is replayed by the next call. ``batch_id`` is a batch that has not begun, and its groups do not stay.
+    Trajectories that a live batch holds keep their groups, or their lack of any, so that a batch that is resumed trains what it began
+    with; such an hour is replayed by the next call. ``batch_id`` is a batch that has not begun, and its groups do not stay.
     """
     synced: dict[str, ReplayedHour] = {}
     for chunk in in_parts(sorted({window for window in windows if is_complete(window, now)}), HOURS_AT_ONCE):
@@ -68,21 +68,26 @@ def sync_answer_groups(
             held = store.held_trajectories(connection, list(versions), batch_id)
             episodes = stored_episodes(connection, list(versions))
             for window, rows in versions.items():
-                version = content_version([rows, ANSWER_RULES, settings.judge_model])
+                version = content_version([rows, ANSWER_RULES])
                 if window in stored and stored[window].sources_version == version:
                     synced[window] = stored[window]
                     continue
                 groups, reason = _groups(connection, window, sources.get(window), episodes[window], settings)
-                found = {(group.trajectory_id, group.call_id): group for group in groups}
-                before = stored[window].groups if window in stored else ()
-                kept = {(group.trajectory_id, group.call_id): group for group in before if group.trajectory_id in held}
-                current = kept.items() <= found.items()
+                if window in stored:  # a live batch has begun with the groups that its trajectories have, or without any
+                    others = (group for group in groups if group.trajectory_id not in held)
+                    kept = (*others, *(group for group in stored[window].groups if group.trajectory_id in held))
+                else:
+                    kept = groups
+                current = _by_call(kept) == _by_call(groups)
                 synced[window] = ReplayedHour(
-                    window=window, groups=tuple((found | kept).values()), reason=reason, sources_version=version if current else "",
-                    changed=True,
-                )  # fmt: skip
+                    window=window, groups=kept, reason=reason, sources_version=version if current else "", changed=True
+                )
             store.replace(connection, [synced[window] for window in versions if synced[window].changed], now)
     return synced
+
+
+def _by_call(groups: Iterable[AnswerGroup]) -> dict[tuple[str, str], AnswerGroup]:
+    return {(group.trajectory_id, group.call_id): group for group in groups}
 
 
 def _groups(

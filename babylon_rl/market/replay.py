@@ -89,7 +89,7 @@ def replay(
             turn, observed = turns[agent][tick], seen[agent]
             if turn.call_id and list(turn.messages) != prompting.messages(observed, game.prompt_version):
                 raise MarketError(f"The replay of tick {tick} shows {agent} another prompt than the recorded one.")
-            if turn.asks and turn.response in (answers := _answers(turn)):
+            if turn.asks and (answers := _answers(turn)):
                 decided = {text: _decided(turn, text, observed, game) for text in answers}
                 gained = tuple(gains(table, actions, agent, decided, others).items())
                 found.append(ReplayedCall(turn.trajectory_id, turn.call_id, turn.model_version, gained))

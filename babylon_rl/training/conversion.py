@@ -114,7 +114,7 @@ def convert(
                         number = sum((call.trajectory_id, call.call_id) in groups[window] for call in trainable)
                         made.left_out[RECORDED] += len(trainable) - number
                     else:
-                        sequences = [_sequence(call, episode, len(trainable), settings) for call in trainable]
+                        sequences = [_sequence(call, episode, settings) for call in trainable]
                         made.by_hour += sum(one.part is None for one in sequences) if settings.by_part else 0
                         number = len(sequences)
                     # Also where it is 0: an episode without a sequence leaves the batch by this count, or is its hour's baseline.
@@ -192,22 +192,20 @@ def answers_that_train(
 
 
 def _answers(call: ServedSequence, episode: BatchEpisode, groups: AnswersByCall) -> Iterator[TrainSequence]:
-    answers = groups.get((call.trajectory_id, call.call_id), ())
-    for text, _, score in answers:
+    for text, _, score in groups.get((call.trajectory_id, call.call_id), ()):
         yield TrainSequence(
             **structs.asdict(structs.replace(call, response=text, logprobs=None, finish_reason=None)), window=episode.window,
-            agent_id=episode.agent_id, advantage=0.0, weight=1.0 / len(answers), score=score, group=f"{call.trajectory_id}/{call.call_id}",
+            agent_id=episode.agent_id, advantage=0.0, score=score, group=f"{call.trajectory_id}/{call.call_id}",
         )  # fmt: skip
 
 
-def _sequence(call: ServedSequence, episode: BatchEpisode, calls: int, settings: JudgeSettings) -> TrainSequence:
+def _sequence(call: ServedSequence, episode: BatchEpisode, settings: JudgeSettings) -> TrainSequence:
     own = next((part for part in episode.parts if part.start_minute <= call.minute < part.end_minute), None) if settings.by_part else None
     return TrainSequence(
         **structs.asdict(call),
         window=episode.window,
         agent_id=episode.agent_id,
         advantage=(episode.advantage or 0.0) if own is None else own.advantage,
-        weight=1.0 / calls,
         score=episode.score if own is None else own.score,
         part=None if own is None else own.start_minute,
     )

@@ -103,7 +103,7 @@ async def _ask(settings: Settings, pointer: RemoteCheckpoint, model: str, seed: 
 
 def _sequence(number: int, answer: ChatAnswer) -> TrainSequence:
     return TrainSequence(
-        messages=PROMPT, response=answer.text, response_format=None, logprobs=answer.logprobs, advantage=0.0, weight=1.0,
+        messages=PROMPT, response=answer.text, response_format=None, logprobs=answer.logprobs, advantage=0.0,
         window="2025-11-15T10:00", agent_id=f"agent-{number}", trajectory_id=f"t-{number}", call_id=f"c-{number}", score=float(number),
         step=0, source="embedded", purpose="action", model="base",
     )  # fmt: skip

@@ -21,7 +21,7 @@ def make_sequence(response: str = BUY, advantage: float = 1.0, **changes: Any) -
     return TrainSequence(
         **{
             "messages": make_messages(news, agent), "response": response, "response_format": SCHEMA, "logprobs": None,
-            "advantage": advantage, "weight": 1.0, "window": "2025-11-15T10:00", "agent_id": agent, "trajectory_id": "t", "call_id": "c",
+            "advantage": advantage, "window": "2025-11-15T10:00", "agent_id": agent, "trajectory_id": "t", "call_id": "c",
             "step": 0, "source": "embedded", "purpose": "action", "model": "base",
         } | changes
     )  # fmt: skip

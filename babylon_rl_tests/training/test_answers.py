@@ -88,6 +88,12 @@ def test_an_answer_group_weighs_as_much_as_an_episode(tiny_base: Path) -> None:
     assert [item.advantage for item in items if not item.group] == [item.advantage for item in alone]
 
 
+def test_a_group_without_one_of_its_answers_is_left_out_whole(tiny_base: Path) -> None:
+    unfit = make_sequence("neither", 0.0, news="b", score=0.4, group="b")
+    items, left_out = make_items(policy_of(tiny_base)[0], [*make_lesson(2), *group("a"), *group("b"), unfit])
+    assert {item.group for item in items} == {"", "a"} and left_out.total() == len(ANSWERS) + 1
+
+
 def test_one_sure_group_in_three_stands_for_all(tiny_base: Path) -> None:
     flat = [make_sequence(text, 0.0, news=f"flat {n}", score=0.4, group=f"flat {n}") for n in range(6) for text in ANSWERS]
     items, left_out = weigh(tiny_base, [*group("a"), *flat])

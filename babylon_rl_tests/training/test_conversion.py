@@ -111,7 +111,6 @@ def test_a_cut_answer_does_not_train_and_is_counted(database, settings):
     assert [(one.response, one.finish_reason) for one in found.sequences] == [
         ("I hold 0.", "stop"), ("I hold 5.", None), ("I hold 6.", None), ("I hold 7.", None),
     ]  # fmt: skip
-    assert {one.weight for one in found.sequences} == {1 / 4}
 
 
 def test_what_too_old_a_version_served_is_not_trained(database, settings):
@@ -131,4 +130,3 @@ def test_what_too_old_a_version_served_is_not_trained(database, settings):
     assert [one.response for one in found[0].sequences] == ["v1.0.2", "v0.9.0", "None"]
     assert found[1].left_out == {"served by too old a version": 1} and not found[None].left_out
     assert found[0].staleness == {"0": 1, "1": 1, "2": 1, "unknown": 2}
-    assert [one.weight for one in found[0].sequences] == [1 / 3] * 3

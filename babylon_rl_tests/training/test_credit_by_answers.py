@@ -62,7 +62,7 @@ def converted(connection: Connection, batch_id: str, settings: Settings, backend
 
 
 def shown(sequences: Any) -> list[tuple[Any, ...]]:
-    return sorted((s.group, s.trajectory_id, s.response, s.score, s.advantage, s.weight) for s in sequences)
+    return sorted((s.group, s.trajectory_id, s.response, s.score, s.advantage) for s in sequences)
 
 
 def agent_of(sequence: TrainSequence) -> tuple[str, bool]:
@@ -155,6 +155,19 @@ def test_a_batch_that_is_resumed_trains_what_it_began_with(played: Connection, s
     assert all(hour.reason and not hour.groups for hour in hours.values())
     assert not any(hour.groups for hour in read_replayed(played, HOURS).values())
     assert not any(hour.changed for hour in sync_answer_groups(played, HOURS, settings, NOW).values())
+
+
+def test_a_batch_that_began_without_groups_stays_without(played: Connection, settings: Settings) -> None:
+    played.execute("""CREATE TEMP TABLE kept AS SELECT "window", "source" FROM babylon_rl.simulated_hours""")
+    played.execute("""UPDATE babylon_rl.simulated_hours SET "source" = NULL""")
+    batch_id = prepared(played, settings)
+    before = shown(converted(played, batch_id, settings).sequences)
+    played.execute("""UPDATE babylon_rl.simulated_hours h SET "source" = k."source" FROM kept k WHERE k."window" = h."window" """)
+    played.execute("""UPDATE babylon_rl.replayed_hours SET "sourcesVersion" = 'old'""")
+    sync_answer_groups(played, HOURS, settings, NOW)
+    assert shown(converted(played, batch_id, settings).sequences) == before
+    cancel_batch(played, batch_id, "enough", NOW)
+    assert any(hour.groups for hour in sync_answer_groups(played, HOURS, settings, NOW).values())
 
 
 def test_a_batch_that_has_not_begun_trains_groups_by_the_present_rules(played: Connection, settings: Settings) -> None:

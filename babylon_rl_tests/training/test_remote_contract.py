@@ -44,7 +44,7 @@ def logprobs_of(text: str) -> list[dict[str, Any]]:
 
 def make_sequence(agent: int, text: str = '{"action": "hold"}', **changes: Any) -> TrainSequence:
     given = {
-        "messages": PROMPT, "response": text, "response_format": None, "logprobs": logprobs_of(text), "advantage": 0.0, "weight": 1.0,
+        "messages": PROMPT, "response": text, "response_format": None, "logprobs": logprobs_of(text), "advantage": 0.0,
         "window": "2025-11-15T10:00", "agent_id": f"agent-{agent}", "trajectory_id": f"t-{agent}", "call_id": "c", "score": agent / 4,
         "step": 0, "source": "embedded", "purpose": "action", "model": "base",
     } | changes  # fmt: skip

@@ -41,7 +41,7 @@ class DryTrainer(Trainer):
         for step in range(1, self.optimizer_steps + 1):
             on_step(StepMetrics(iteration.step, step, self.optimizer_steps, loss, tokens * step // self.optimizer_steps))
         _write_adapter(out, self.base_model, _digest(iteration, parent))
-        return IterationResult({}, tokens, loss, len(iteration.sequences))
+        return IterationResult({}, tokens, loss, iteration.calls)
 
 
 def _digest(iteration: TrainIteration, parent: Path | None) -> bytes:

@@ -35,10 +35,9 @@ class TrainSequence(ServedSequence, frozen=True, kw_only=True):
 
     ``messages`` is the prompt (the trainer applies the chat template of the base) and ``response`` the answer. ``advantage`` is that of
     its agent in the part of the hour that begins at minute ``part``: (score - mean of the part) / ADVANTAGE_SCALE; where ``part`` is None,
-    its episode's: (score - group mean) / population standard deviation. ``weight`` is 1 / (the episode's sequences in this iteration), for
-    backends that average over a sequence's tokens. A trainer that knows the tokens averages over the episode's, so that an episode weighs
-    the same whatever its length. ``logprobs`` are the serving policy's ([{"token", "logprob", "tokenId"}]) or None, which means a ratio
-    of 1. ``score`` (0..1), of the part or the episode, is for backends that compute the advantages themselves.
+    its episode's: (score - group mean) / population standard deviation. A trainer that knows the tokens averages over the episode's, so
+    that an episode weighs the same whatever its length. ``logprobs`` are the serving policy's ([{"token", "logprob", "tokenId"}]) or None,
+    which means a ratio of 1. ``score`` (0..1), of the part or the episode, is for backends that compute the advantages themselves.
 
     ``group`` names the answer group of an answer that was replayed, not recorded: its ``score`` is of its tick, and its advantage and
     weight follow from the probabilities of the policy in training (cpu/answers.py).
@@ -47,7 +46,6 @@ class TrainSequence(ServedSequence, frozen=True, kw_only=True):
     window: str
     agent_id: str
     advantage: float
-    weight: float
     score: float | None = None
     part: int | None = None
     group: str = ""

@@ -15,10 +15,12 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,14 +94,8 @@ def make_items(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[TrainSequ
     An episode (window, agent) weighs the same whatever its length: its loss is the mean over its trainable tokens. Answers of groups have
     the weight of an episode until answers.py divides it among a group.
     """
-    left_out: Counter[str] = Counter()
-    encodable: list[tuple[TrainSequence, EncodedSequence]] = []
-    for sequence in sequences:
-        encoded = trainable(tokenizer, sequence)
-        if isinstance(encoded, str):
-            left_out[encoded] += 1
-        else:
-            encodable.append((sequence, encoded))
+    left_out = Counter[str]()
+    encodable = list(encode(tokenizer, sequences, left_out))
     tokens = Counter[tuple[str, str]]()
     for sequence, encoded in encodable:
         if not sequence.group:
@@ -118,16 +114,10 @@ def make_items(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[TrainSequ
 
 def plan_items(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[TrainSequence]) -> TrainPlan:
     """Plan the result of ``make_items`` per hour, with the tokenizer alone."""
-    tokens = Counter[str]()
-    left_out: Counter[str] = Counter()
-    trajectories = set[str]()
-    for sequence in sequences:
-        encoded = trainable(tokenizer, sequence)
-        if isinstance(encoded, str):
-            left_out[encoded] += 1
-        else:
-            tokens[sequence.window] += encoded.trainable_tokens
-            trajectories.add(sequence.trajectory_id)
+    tokens, left_out, trajectories = Counter[str](), Counter[str](), set[str]()
+    for sequence, encoded in encode(tokenizer, sequences, left_out):
+        tokens[sequence.window] += encoded.trainable_tokens
+        trajectories.add(sequence.trajectory_id)
     untrained = {IN_WORDS[reason]: number for reason, number in left_out.items()}
     reasons = ", ".join(f"{number} {reason}" for reason, number in untrained.items()) or "no sequence"
     cure = (
@@ -135,6 +125,23 @@ def plan_items(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[TrainSequ
         "or under one whose answers are finitely many, as they were written."
     )
     return TrainPlan(tokens, len(sequences) - sum(left_out.values()), untrained, cure, trajectories=frozenset(trajectories))
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, sequences: Iterable[TrainSequence], left_out: Counter[str]
+) -> Iterator[tuple[TrainSequence, EncodedSequence]]:
+    """Yield the sequences that can train, and count the others by reason.
+
+    An answer group is left out whole: a target over a part of its answers would push the others down.
+    """
+    for name, members in groupby(sequences, attrgetter("group")):
+        for own in [list(members)] if name else ([one] for one in members):
+            found = [trainable(tokenizer, one) for one in own]
+            encoded = [one for one in found if not isinstance(one, str)]
+            if len(encoded) == len(own):
+                yield from zip(own, encoded, strict=True)
+            else:
+                left_out[next(one for one in found if isinstance(one, str))] += len(own)
 
 
 def trainable(tokenizer: PreTrainedTokenizerBase, sequence: TrainSequence) -> EncodedSequence | str:
@@ -311,21 +318,19 @@ class PackedPolicy:
 
     def states(self, packs: Sequence[Pack], items: Sequence[Item]) -> list[Tensor]:
         """[N, D] hidden states of each pack at its choices, without gradients."""
-        return self._each_without_gradients(packs, lambda group: by_pack(self.hidden(group, items), group, items))
+
+        def compute(group: Group) -> tuple[Tensor, ...]:
+            with torch.no_grad():  # holds for a thread alone
+                return by_pack(self.hidden(group, items), group, items)
+
+        # Each alone on a processor: in float32 its last bits would depend on the packs beside it.
+        groups = self.grouped(packs) if self.device.gpu else [[row] for row in packs]
+        return [found for group in self.each(groups, compute) for found in group]
 
     def base_states(self, packs: Sequence[Pack], items: Sequence[Item]) -> list[Tensor]:
         """The base's ``states``."""
         with self.model.disable_adapter():
             return self.states(packs, items)
-
-    def _each_without_gradients(self, packs: Sequence[Pack], compute: Callable[[Group], Sequence[Computed]]) -> list[Computed]:
-        def without_gradients(group: Group) -> Sequence[Computed]:
-            with torch.no_grad():  # holds for a thread alone
-                return compute(group)
-
-        # Each alone on a processor: in float32 its last bits would depend on the packs beside it.
-        groups = self.grouped(packs) if self.device.gpu else [[row] for row in packs]
-        return [found for group in self.each(groups, without_gradients) for found in group]
 
     def values(self, hidden_nd: Tensor, items: Sequence[Item], spots: Sequence[Spot]) -> tuple[Tensor, Tensor]:
         """[N] log-probabilities of the tokens taken and [N] entropies over the legal tokens."""

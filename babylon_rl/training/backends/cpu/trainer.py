@@ -133,6 +133,7 @@ class CpuTrainer(Trainer):
         at = bounds.at_choices(bounds.read(policy, items, pack([item.encoded for item in items])), items) if replayed else None
         items = weigh_answers(items, at or {}, left_out)
         run = IterationRun(policy, items, iteration, self._settings, at=at)
+        del at  # the run lets go of it once it is read
         run.restore(parent)
         result = run.train(on_step)
         with quiet_loading(), saving_weights(out):
