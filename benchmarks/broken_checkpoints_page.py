@@ -17,11 +17,11 @@ _COLOURS = {"pass": "#2a9d6f", "fail": "#c8553d", "inconclusive": "#b8862b", "no
 def page(first: Sequence["Judged"], second: Sequence["Judged"], picture_file: str) -> str:
     """The page as Markdown; ``picture_file`` is where its picture lies."""
     tried = (*first[1:], *second)
-    refused, base = sum(one.report.decision != "pass" for one in tried), _other(first[0], "base")
+    passed, base = sum(one.report.decision == "pass" for one in tried), _other(first[0], "base")
     words = "\n".join(f"* **{one.name}** ({one.report.version}): {one.words}" for one in first)
     return f"""# The gate on broken checkpoints
 
-**{refused} of {len(tried)} attempts with a broken checkpoint were refused; the better one: {first[0].report.decision}.**
+**{passed} of {len(tried)} attempts with a broken checkpoint passed; the better one: {first[0].report.decision}.**
 
 Made by `python -m benchmarks.broken_checkpoints --better DIR`, where DIR is a checkpoint, or the state directory of a demo. Each is a LoRA
 adapter of the packaged model that goes the way of a trained version:
@@ -29,22 +29,23 @@ adapter of the packaged model that goes the way of a trained version:
 {words}
 
 Dollars of a market hour with 95 % intervals over unseen markets. Differences are paired market by market and hold over all looks of
-the gate. [The gate's conditions](../decisions/0007-gate.md) have the names in the last column.
+the gate; each row is over its own number of markets. [The gate's conditions](../decisions/0007-gate.md) have the names in the last column.
 
 ## Nobody is deployed: the reference is the base
 
 {table(first)}
 
-The base: {_interval(base, "pnl", "low", "high")}, BUY / SELL / HOLD {_actions(base)}.
+The base in the first row's markets: {_interval(base, "pnl", "low", "high")}, BUY / SELL / HOLD {_actions(base)}.
 
 ![Mean P&L of every checkpoint with its 95 % interval, coloured by the gate's decision]({picture_file})
 {_deployed(second)}
 ## The purpose of each condition
 
 * `no_collapse`: a version that always holds loses nothing, and so beats a base that loses. More than {COLLAPSE:.0%} of one
-  action is refused.
+  action fails.
 * `better_than_nothing`: random weights mix their actions and beat a losing base by trading less. Doing nothing must be beaten as well.
-* `inconclusive` is no pass. The report says how many markets would decide.
+* `inconclusive` is no pass: such a version is not released. With `AUTO_PROMOTE` the next training may continue from it
+  ([0015](../decisions/0015-releases.md)). The report says how many markets would decide.
 {_let_through(tried)}"""
 
 

@@ -110,13 +110,14 @@ def page(
 
 Made by `python -m benchmarks.evidence --game {game}{asked}`{at}: {generations} generations
 with {seeds}, up to {minutes:.0f} minutes of processor time a seed{with_numbers}.
-In each generation agents play {results[0]["windows"]} new hours, the hours are judged, a version is trained from the newest one
-that the gate did not refuse (at first from the base), and it plays the benchmark.
+In each generation agents play {results[0]["windows"]} new hours, the built-in rule judges the hours, a version is trained from the
+newest one that did not fail the gate (at first from the base), and it plays the benchmark.
 {other}
 {_headline(results)}
 
 The table: dollars an hour in the same {markets} unseen markets, one player alone in each, models at temperature 0, with 95 % intervals over
-markets. Differences are paired market by market; those over the base hold over all looks of the gate. An undecided gate plays more markets.
+markets. Differences are paired market by market; those over the base hold over all looks of the gate. An inconclusive gate plays more
+markets where they may decide ([0007](../decisions/0007-gate.md)).
 Expected: dollars an hour that the decisions bring on average, without the luck of prices. Of the ceiling: these as a share of the expected
 dollars of the best play from what the prompt shows, paired by market. Both are a dash for players that know more than the prompt. Unusable
 answers of all players: {unusable}.
@@ -131,7 +132,7 @@ answers of all players: {unusable}.
 
 {_learning(results)}
 
-## What the gate is for
+## Released versions
 
 {_released(results)}
 
@@ -142,7 +143,6 @@ trainings.
 
 ## What this does not show
 
-* Scores are the heuristic's unless `JUDGE_MODEL` was set.
 * Markets are simulated, and their news carries a signal by construction ([market fit](market-fit.md)).
 * The first generation learns mostly from scripted strategies. Later ones learn from replayed answers, whose scores end with one tick.
 * The gate's markets have 18 headlines about stocks. In an edition with 36 a version read worse
