@@ -148,7 +148,7 @@ def test_the_page_gives_every_seed_and_both_intervals_of_their_mean() -> None:
     assert "seed 0 +279 (+219 to +339), seed 1 +329 (+269 to +389), seed 2 +95 (+35 to +155). Mean of 3 seeds +234: " in text
     assert "over markets, -72 to +540 over seeds: it holds 0" in text
     alone = page(results[:1], "a.png", "b.png", "one-tick")
-    assert "One seed says nothing of another training." in alone and "with one seed, up to" in alone and "inf" not in alone
+    assert "One seed says nothing of another training." in alone and "with seed 0, up to" in alone and "inf" not in alone
 
 
 def test_the_page_names_the_game_of_the_first_generations() -> None:
@@ -240,7 +240,7 @@ def test_the_page_has_errors_by_kind_of_the_last_released_version_and_names_a_ho
     assert "| 0 | v1.0.1 | stock report | 4 | 75% | 0% | 25% | 0% | 0% | 0% | +10.0 | +20.0 |" in text
     assert "* Not released: seed 0, generation 3 (pass, 24, not confirmed)." in text
     assert "* Seed 0: HOLD floor: v1.0.2 holds in 92% of its decisions." in text
-    assert "(at 0123abcd and 4567cdef)" in text and "minutes of processor time a seed, in bfloat16." in text
+    assert "(begun at 0123abcd, ended at 4567cdef)" in text and "minutes of processor time a seed, in bfloat16." in text
     assert "by kind of headline" not in page(RESULTS, "a.png", "b.png", "posts"), "decisions were not at hand"
 
 

@@ -99,12 +99,13 @@ def page(
         asked += f" --begin {first[0]}:{first[1]}"
         other = f"The first {first[1]} generations play {first[0]}, in the gate too; in the tables all play {game}.\n"
     minutes = max(result["processorSeconds"] for result in results) / 60
-    seeds = "one seed" if len(results) == 1 else f"each of {len(results)} seeds"
+    seeds = f"seed{'s' * (len(results) > 1)} {', '.join(str(result['seed']) for result in results)}"
     without = [_failure(point) for result in results for point in points(result)[1:] if point.row is None]
     unusable = sum(row["invalid"] for result in results for row in result["standings"])
-    made_at = dict.fromkeys(commit for result in results for name in ("begunAt", "commit") if (commit := result.get(name)))
+    begun, ended = (dict.fromkeys(commit for result in results if (commit := result.get(name))) for name in ("begunAt", "commit"))
     in_numbers = sorted({result["numbers"] for result in results if result.get("numbers")})
-    at = f" (at {' and '.join(made_at)})" if made_at else ""
+    at = f"begun at {', '.join(begun)}, ended " if begun and begun != ended else ""
+    at = f" ({at}at {', '.join(ended)})" if ended else ""
     with_numbers = f", in {' and '.join(in_numbers)}" if in_numbers else ""
     return f"""# Evidence in the game {game}
 
