@@ -13,7 +13,17 @@ from babylon_rl.judge.consensus import ADVANTAGE_SCALE
 from babylon_rl.models.checkpoints import WEIGHTS
 from babylon_rl.models.grammar import language
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends.cpu.answers import GAIN, LEAST_TARGET, SURE, UNLIKELY, answer_logprob, weigh_answers, weighed
+from babylon_rl.training.backends.cpu.answers import (
+    GAIN,
+    LEAST_TARGET,
+    MOST_TARGET,
+    SURE,
+    UNLIKELY,
+    answer_logprob,
+    targets_of,
+    weigh_answers,
+    weighed,
+)
 from babylon_rl.training.backends.cpu.bounds import AtChoices, at_choices, read, repacked, weighted_kl
 from babylon_rl.training.backends.cpu.policy import Item, PackedPolicy, load_policy, make_items, pack
 from babylon_rl.training.backends.cpu.trainer import CpuTrainer
@@ -73,6 +83,19 @@ def test_a_text_that_is_read_the_wrong_way_for_certain_is_corrected(tiny_base: P
     assert kept[good.score] / kept[bad.score] == pytest.approx(math.exp(GAIN * 0.31 / ADVANTAGE_SCALE) / 99)
     # Hardly likely even so: left out, so that it costs no time.
     assert [item.score for item in weighed([good, bad], [math.log(LEAST_TARGET / 1000), 0.0])[0]] == [bad.score]
+
+
+@pytest.mark.parametrize(("right", "target"), [(0.02, 0.256), (0.3, MOST_TARGET), (0.6, MOST_TARGET), (0.9, 0.95), (0.999, 0.9995)])
+def test_the_target_of_a_right_answer_is_bounded(right: float, target: float) -> None:
+    scores, chances = [0.56, 0.25, 0.41], [right, 0.3 * (1 - right), 0.7 * (1 - right)]
+    logprobs = [math.log(chance) for chance in chances]
+    targets = targets_of(logprobs, scores)
+    assert targets[0] == pytest.approx(target, abs=0.005) and sum(targets) == pytest.approx(1)
+    # With a lower gain it is still the policy, improved: the log-ratios to it are linear in the scores.
+    ratios = [math.log(one) - logprob for one, logprob in zip(targets, logprobs, strict=True)]
+    gain = (ratios[0] - ratios[1]) * ADVANTAGE_SCALE / (scores[0] - scores[1])
+    assert 0 < gain <= GAIN + 1e-6 and (ratios[2] - ratios[1]) * ADVANTAGE_SCALE == pytest.approx(gain * (scores[2] - scores[1]))
+    assert targets_of(logprobs, [0.4] * 3) == pytest.approx(chances)
 
 
 def test_an_answer_group_weighs_as_much_as_an_episode(tiny_base: Path) -> None:

@@ -5,6 +5,9 @@ A = (score - mean)/ADVANTAGE_SCALE the target q ~ p exp(GAIN A) maximizes E_q[A]
 posteriori policy optimisation"). It is learned by cross-entropy: each answer weighs as much as its target. A policy gradient would move an
 answer in proportion to its probability, and hardly correct a text that is read the wrong way for certain.
 
+A group's gain is lowered until its best answer's target is at most ``MOST_TARGET``, or half way from its probability to 1: what the trust
+region lets a policy move then goes to texts that are read the wrong way, not into making right answers surer.
+
 Answers with hardly any target are left out. Of the groups whose target is the policy, as it knows their answer, one in ``SURE_EVERY`` stays
 in place of all: it holds what is right, and counts in the trust region.
 """
@@ -20,6 +23,7 @@ from babylon_rl.training.backends.cpu.bounds import AtChoices
 from babylon_rl.training.backends.cpu.policy import Item
 
 GAIN = 2.0  # less leaves sizes behind, more learns the noise of scores
+MOST_TARGET = 0.8
 LEAST_TARGET = 0.003
 LEAST_MOVE = 0.01  # total variation of target and policy
 SURE_EVERY = 3  # one takes half of the time that all would, where three groups in four are sure
@@ -60,13 +64,30 @@ def at_unit_weight(items: Sequence[Item]) -> list[Item]:
 
 def weighed(group: Sequence[Item], logprobs: Sequence[float]) -> tuple[list[Item], float]:
     """Weigh the answers of one group by their targets, given their log-probabilities; and the total variation of target and policy."""
-    chances = normalized(logprobs)
-    # The mean of the scores, which an advantage is over, cancels.
-    targets = normalized([value + GAIN * item.score / ADVANTAGE_SCALE for value, item in zip(logprobs, group, strict=True)])
+    chances, targets = normalized(logprobs), targets_of(logprobs, [item.score for item in group])
     move = math.fsum(abs(target - chance) for target, chance in zip(targets, chances, strict=True)) / 2
     likely = [(item, target) for item, target in zip(group, targets, strict=True) if target >= LEAST_TARGET]
     tokens = math.fsum(target * item.encoded.trainable_tokens for item, target in likely)
     return [replace(item, advantage=1.0, token_weight=item.token_weight * target / tokens) for item, target in likely], move
+
+
+def targets_of(logprobs: Sequence[float], scores: Sequence[float]) -> list[float]:
+    """Target of each answer of a group, given log-probabilities and scores."""
+
+    def at(gain: float) -> list[float]:
+        # The mean of the scores, which an advantage is over, cancels.
+        return normalized([value + gain * score / ADVANTAGE_SCALE for value, score in zip(logprobs, scores, strict=True)])
+
+    best, whole = scores.index(max(scores)), at(GAIN)
+    most = max(MOST_TARGET, (1 + at(0)[best]) / 2)
+    if whole[best] <= most:
+        return whole
+    low, high = 0.0, GAIN
+    # The best answer's target rises with the gain: twenty halvings find where it is the most allowed.
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle)[best] <= most else (low, middle)
+    return at(low)
 
 
 def normalized(logits: Sequence[float]) -> list[float]:

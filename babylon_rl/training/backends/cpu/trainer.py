@@ -31,7 +31,7 @@ from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.cpu import PARENT_BOUND, RATIO_LIMIT, bounds
-from babylon_rl.training.backends.cpu.answers import GAIN, weigh_answers
+from babylon_rl.training.backends.cpu.answers import GAIN, MOST_TARGET, weigh_answers
 from babylon_rl.training.backends.cpu.loss import STALE_PROBABILITY, LossWeights, clipped, served_sums, token_loss
 from babylon_rl.training.backends.cpu.policy import (
     ALPHA,
@@ -103,7 +103,7 @@ class CpuTrainer(Trainer):
             "learning_rate": rate_of(self._settings, generation),
             "final_rate_share": FINAL_RATE_SHARE, "optimizer": "AdamW",
             "entropy_bonus": of_generation(ENTROPY_BONUSES, generation), "ratio_limit": RATIO_LIMIT, "answer_gain": GAIN,
-            "stale_probability": of_generation(STALE_PROBABILITIES, generation), "parent_bound": PARENT_BOUND,
+            "most_target": MOST_TARGET, "stale_probability": of_generation(STALE_PROBABILITIES, generation), "parent_bound": PARENT_BOUND,
             "device_packs": DEVICE_PACKS, "lora_rank": RANK, "lora_alpha": ALPHA, "frozen_share": FROZEN_SHARE,
         }  # fmt: skip
 
